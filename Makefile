@@ -1,0 +1,96 @@
+# One face for every task: `make help` lists them. Each target makes the environment it needs and is quick when run again.
+
+PYTHON ?= python3
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+# `make bench TORCH=` leaves torch out, and its column empty.
+TORCH ?= torch==2.13.0
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+ENVIRONMENTS = .venv .venv-oldest .venv-bench .venv-tpu
+IN_VENV = .venv/bin/python
+PYTEST = -m pytest -n auto --maxprocesses 4
+
+.PHONY: help demo test test-slow test-oldest lint format doctest docs bench tpu-compile clean
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: .venv/ready-examples  ## train the language model example (DEMO_ARGS="--steps 60" for a short one)
+	@$(IN_VENV) examples/language_model.py $(DEMO_ARGS)
+
+test: .venv/ready-test  ## the test suite (PYTEST_ARGS="-k name" for a part)
+	@$(IN_VENV) $(PYTEST) $(PYTEST_ARGS)
+
+test-slow: .venv/ready-test  ## the tests that take minutes
+	@$(IN_VENV) $(PYTEST) -m slow $(PYTEST_ARGS)
+
+test-oldest: .venv-oldest/ready  ## the test suite on the oldest releases that pyproject.toml allows
+	@.venv-oldest/bin/python $(PYTEST) $(PYTEST_ARGS)
+
+lint: .venv/ready-test .venv/ready-lint  ## style, docstrings and types
+	@$(IN_VENV) -m ruff check .
+	@$(IN_VENV) -m ruff format --check .
+	@$(IN_VENV) -m basedpyright
+
+format: .venv/ready-lint  ## put the sources into the form that lint asks for
+	@$(IN_VENV) -m ruff check --fix .
+	@$(IN_VENV) -m ruff format .
+
+doctest: .venv/ready-test  ## the examples in docstrings, README.md and docs/
+	@$(IN_VENV) -m pytest --doctest-modules jsoftmax tests/test_markdown.py $(PYTEST_ARGS)
+
+docs: .venv/ready-docs  ## the documentation, as HTML in docs/_build
+	@$(IN_VENV) -m sphinx -W --keep-going -q docs docs/_build
+	@echo "docs/_build/index.html"
+
+bench: .venv-bench/ready  ## accuracy and speed beside jax.nn, optax and torch (TORCH= to leave torch out)
+	@.venv-bench/bin/python -m benchmarks.accuracy $(BENCH_ARGS)
+	@.venv-bench/bin/python -m benchmarks.speed $(BENCH_ARGS)
+
+tpu-compile: .venv-tpu/ready  ## compile every public function with the TPU compiler (needs no TPU) and check its memory
+	@.venv-tpu/bin/python -m benchmarks.tpu_compile
+
+clean:  ## remove the environments and everything built
+	rm -rf $(ENVIRONMENTS) docs/_build build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is older than pyproject.toml, or than the interpreter, when what it stands for is out of date.
+.venv/ready-%: pyproject.toml .venv/bin/python
+	@echo "installing jsoftmax[$*] into .venv"
+	@.venv/bin/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+.venv-oldest/ready: pyproject.toml .venv-oldest/bin/python
+	@echo "installing jsoftmax[test] at its floors into .venv-oldest"
+	@.venv-oldest/bin/python -c "import tomllib; \
+	  needs = tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']; \
+	  print(*(need.replace('>=', '==') for need in needs), sep='\n')" > .venv-oldest/floors.txt
+	@.venv-oldest/bin/python -m pip install --quiet --editable '.[test]' --constraint .venv-oldest/floors.txt
+	@touch $@
+
+.venv-bench/ready: pyproject.toml .venv-bench/bin/python
+	@echo "installing jsoftmax and $(or $(TORCH),no torch) into .venv-bench"
+	@.venv-bench/bin/python -m pip install --quiet --editable .
+	@test -z "$(TORCH)" || .venv-bench/bin/python -m pip install --quiet $(TORCH) \
+	  || echo "$(TORCH) does not install here: its column stays empty"
+	@touch $@
+
+# The TPU compiler is 480 MB and noisy on a machine without a TPU, so no other target shares its environment.
+.venv-tpu/ready: pyproject.toml .venv-tpu/bin/python
+	@echo "installing jsoftmax and libtpu into .venv-tpu"
+	@.venv-tpu/bin/python -m pip install --quiet --editable . libtpu
+	@touch $@
+
+# "3.9 False" for an interpreter that is too old, nothing where there is none.
+FOUND = $(shell { $(PYTHON) -c 'import sys; v = sys.version_info; \
+  print("%d.%d" % v[:2], v >= (3, 11))'; } 2> /dev/null)
+
+$(ENVIRONMENTS:%=%/bin/python): %/bin/python:
+	$(if $(filter True,$(FOUND)),,$(error jsoftmax needs Python 3.11 or newer, \
+	  and "$(PYTHON)" is $(or $(firstword $(FOUND)),missing): try make $(MAKECMDGOALS) PYTHON=python3.11))
+	@$(PYTHON) -m venv --clear $*

@@ -1,0 +1,17 @@
+"""Softmax, and everything that is trained through it."""
+
+from jsoftmax import losses as losses
+from jsoftmax.autodiff import custom_vjp as custom_vjp
+from jsoftmax.dense import cross_entropy as cross_entropy
+from jsoftmax.dense import row_stats as row_stats
+from jsoftmax.maps import log_softmax as log_softmax
+from jsoftmax.maps import logsumexp as logsumexp
+from jsoftmax.maps import softmax as softmax
+from jsoftmax.reductions import weighted_mean as weighted_mean
+from jsoftmax.statistics import RowStats as RowStats
+from jsoftmax.transforms import LogitAdjustment as LogitAdjustment
+from jsoftmax.transforms import LogitTransform as LogitTransform
+from jsoftmax.transforms import Margin as Margin
+from jsoftmax.transforms import Softcap as Softcap
+from jsoftmax.transforms import Temperature as Temperature
+from jsoftmax.transforms import chain as chain

@@ -1,0 +1,170 @@
+"""What can be known before tracing: shapes, dtypes, options. Every error has one text form.
+
+`function: argument must have what, in axis names, got what; remedy.`
+
+Values that are traced are not checked here; the functions answer those with NaN.
+
+Imports `_typing`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jsoftmax._typing import Array, Axis, Shape
+
+
+def floating(function: str, name: str, x: Any) -> None:
+    """Refuses what is not a real floating array."""
+    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        raise TypeError(
+            f"{function}: {name} must have a floating dtype, got {jnp.result_type(x)}; "
+            f"convert with {name}.astype(jnp.float32)."
+        )
+
+
+def axes(function: str, axis: Axis | None, ndim: int) -> tuple[int, ...]:
+    """The class axes as non-negative numbers in the order given; `None` means all."""
+    given = range(ndim) if axis is None else [axis] if isinstance(axis, int | np.integer) else axis
+    found = []
+    for a in given:
+        if isinstance(a, bool) or not isinstance(a, int | np.integer):
+            raise TypeError(
+                f"{function}: axis must be an int or a tuple of ints, got {axis!r}; "
+                "pass Python integers."
+            )
+        if not -ndim <= a < ndim:
+            raise ValueError(
+                f"{function}: axis must be in [{-ndim}, {ndim}) for an array of {ndim} dimensions, "
+                f"got {a}; count from 0, or from −1 backwards."
+            )
+        found.append(int(a) % ndim)
+    if not found or len(set(found)) != len(found):
+        raise ValueError(
+            f"{function}: axis must name each class axis once, got {axis!r}; remove repeats."
+        )
+    return tuple(found)
+
+
+def labels(function: str, logits: Shape, batch: Shape, y: Any) -> bool:
+    """Checks labels against logits; returns whether they are class indices."""
+    dtype, shape = jnp.result_type(y), jnp.shape(y)
+    if jnp.issubdtype(dtype, jnp.integer):
+        if shape != batch:
+            wrong = len(shape) == len(batch) + 1
+            hint = (
+                "class indices have no class axis, squeeze the last one."
+                if wrong and shape[-1:] == (1,)
+                else "give distributions over the classes a floating dtype."
+                if shape == logits
+                else "pass one class index per row."
+            )
+            raise ValueError(
+                f"{function}: labels must have shape [*batch] = {list(batch)} to match logits "
+                f"{list(logits)}, got {list(shape)}; {hint}"
+            )
+        return True
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"{function}: labels must be class indices of an integer dtype or distributions of a "
+            f"floating dtype, got {dtype}; convert with labels.astype(jnp.int32)."
+        )
+    if shape == batch != logits:
+        raise TypeError(
+            f"{function}: class indices [*batch] = {list(batch)} must have an integer dtype, got "
+            f"{dtype}; convert with labels.astype(jnp.int32)."
+        )
+    if shape != logits:
+        raise ValueError(
+            f"{function}: labels that are distributions must have shape [*batch, classes] = "
+            f"{list(logits)} like logits, got {list(shape)}; broadcast them explicitly."
+        )
+    return False
+
+
+def mask(function: str, x: Shape, where: Any, name: str = "logits") -> None:
+    """Refuses a class mask that is not boolean or does not broadcast to the logits."""
+    if where is None:
+        return
+    if jnp.result_type(where) != jnp.bool_:
+        raise TypeError(
+            f"{function}: where must have dtype bool, got {jnp.result_type(where)}; "
+            "convert with where != 0."
+        )
+    broadcastable(function, "where", jnp.shape(where), x, name)
+
+
+def broadcastable(function: str, name: str, shape: Shape, x: Shape, to: str) -> None:
+    """Refuses a shape that does not broadcast to `x` without growing it."""
+    fits = len(shape) <= len(x) and all(a in (1, b) for a, b in zip(shape[::-1], x[::-1], strict=False))
+    if not fits:
+        raise ValueError(
+            f"{function}: {name} must broadcast to {to} [*batch, classes] = {list(x)}, "
+            f"got {list(shape)}; insert the missing axes with {name}[..., None]."
+        )
+
+
+def per_row(function: str, name: str, x: Any, batch: Shape) -> None:
+    """Refuses a number that is neither one for all nor one per row."""
+    number_like(function, name, x)
+    if jnp.shape(x) not in ((), batch):
+        raise ValueError(
+            f"{function}: {name} must be a scalar or have shape [*batch] = {list(batch)}, "
+            f"got {list(jnp.shape(x))}; one value per row."
+        )
+
+
+def scalar(function: str, name: str, x: Any) -> None:
+    """Refuses an array where one number is expected."""
+    number_like(function, name, x)
+    if jnp.shape(x) != ():
+        raise ValueError(
+            f"{function}: {name} must be a scalar, got shape {list(jnp.shape(x))}; "
+            "map over several values with jax.vmap."
+        )
+
+
+def number_like(function: str, name: str, x: Any) -> None:
+    """Refuses what is not a real number or an array of them."""
+    dtype = None if isinstance(x, str) or x is None else jnp.result_type(x)
+    if dtype is None or not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(f"{function}: {name} must be a real number, got {x!r}; pass a float.")
+
+
+def number(function: str, name: str, x: Any, holds: Callable[[Any], bool], rule: str) -> None:
+    """Refuses a concrete Python or NumPy number out of range; arrays of JAX are left to NaN."""
+    if isinstance(x, bool | str):
+        raise TypeError(f"{function}: {name} must be a real number, got {x!r}; pass a float.")
+    if isinstance(x, int | float | np.number) and not holds(x):
+        raise ValueError(f"{function}: {name} must be {rule}, got {x}; choose a value in range.")
+
+
+def class_vector(function: str, name: str, shape: Shape, logits: Shape) -> None:
+    """Refuses a per-class array of another length."""
+    if shape != logits[-1:]:
+        raise ValueError(
+            f"{function}: {name} must have shape [classes] = {list(logits[-1:])} to match logits "
+            f"{list(logits)}, got {list(shape)}; one value per class."
+        )
+
+
+def one_of(function: str, name: str, x: Any, known: Sequence[str]) -> None:
+    """Refuses an option that is not among the known ones."""
+    if x not in known:
+        raise ValueError(
+            f"{function}: {name} must be one of {', '.join(map(repr, known))}, got {x!r}; "
+            "check the spelling."
+        )
+
+
+def unless_neutral(x: Any, neutral: float) -> Any:
+    """`None` for a Python number that changes nothing, so that its code is not even traced."""
+    return None if isinstance(x, int | float) and x == neutral else x
+
+
+def array(x: Any) -> Array:
+    """An array of JAX from whatever NumPy or JAX takes, tracers left as they are."""
+    return x if isinstance(x, jax.Array) else jnp.asarray(x)

@@ -1,0 +1,331 @@
+"""The losses and statistics of logits that are held in memory, one row of classes per label.
+
+Imports `statistics`, `transforms`, `maps`, `_numerics`, `_checks`.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jsoftmax import _checks
+from jsoftmax._numerics import accumulator, nan_unless, row, scaled, total
+from jsoftmax._typing import Array, ArrayLike, Axis, Shape
+from jsoftmax.maps import all_masked, classes_last, row_temperature
+from jsoftmax.statistics import (
+    NEEDS,
+    Reduction,
+    RowStats,
+    at_label,
+    finish,
+    first_largest,
+    num_classes,
+    reduce,
+    scores,
+    settle,
+)
+from jsoftmax.transforms import LogitTransform, Softcap, chain, check_transform
+
+
+def cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    softcap: ArrayLike | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    z_loss: ArrayLike = 0.0,
+    class_weights: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    transform: LogitTransform | None = None,
+    axis_name: str | None = None,
+) -> Array:
+    r"""Cross-entropy of softmax against class indices or distributions, one value per row.
+
+    .. math:: \ell = -\sum_k w_k q_k \log p_k + c \, \log^2 Z, \quad
+        q = (1 - \varepsilon) \, \text{target} + \varepsilon / K
+
+    with `p` and `Z` of `mask(softcap(transform(logits)) / T)` and `K` the number of classes that are
+    not masked. No one-hot array is made, for smoothing either.
+
+    Args:
+        logits: `[*batch, classes]`, floating; float32 or wider inside.
+        labels: Class indices `[*batch]` of an integer dtype, or distributions of a floating dtype in
+            the shape of `logits` (they need not sum to 1).
+        axis: The class axis of `logits` and of labels that are distributions; a tuple joins axes.
+        where: Which classes take part: bool, broadcastable to `logits`. The others behave as if
+            their column were deleted, whatever they hold.
+        temperature: `T ≥ 0`, a number or one per row `[*batch]`.
+        softcap: `c · tanh(z / c)` on the logits, `c > 0`.
+        label_smoothing: `ε` in [0, 1].
+        z_loss: The coefficient of `log² Z`.
+        class_weights: `w [classes]`.
+        ignore_index: The label of rows that do not count: their loss and gradient are 0, whatever
+            the logits hold.
+        transform: A `LogitTransform`, applied before `softcap` and `temperature`.
+        axis_name: The mesh axis that shards the classes inside `shard_map`: `logits`, `where`,
+            `class_weights` and distributions are local shards, class indices are global, and
+            one value per row comes back on every device.
+
+    Returns:
+        The losses `[*batch]` in nats, float32 or wider. An index outside [0, classes) gives NaN, and
+        NaN gradients. Label mass on a masked or −inf class gives +inf, with a finite gradient; a
+        zero there costs nothing. One +inf logit: 0 for its label, else +inf. NaN, two +inf, or
+        nothing but −inf: NaN. Every class masked: 0.
+
+    Gradient: `Σ w q · (p − …)`, which is `p − q` without weights, in `logits`, in labels that are
+    distributions, and in every number above; exactly 0 where masked. Every AD mode and order.
+
+    Raises:
+        TypeError: For a dtype that does not fit: boolean or floating class indices among them.
+        ValueError: For shapes that would broadcast or options out of range.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jsoftmax import cross_entropy
+        >>> logits = jnp.array([[2.0, 0.0, 0.0], [20.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+        >>> print(cross_entropy(logits, jnp.array([0, 0, -100]), ignore_index=-100))
+        [2.3954476e-01 4.1223074e-09 0.0000000e+00]
+
+    References:
+        Szegedy et al., Rethinking the Inception architecture, 2016 (smoothing); Chowdhery et al.,
+        PaLM, 2022 (z-loss).
+    """
+    name = "cross_entropy"
+    logits, labels, axes = _checked(name, logits, labels, axis, where, ignore_index)
+    transform = _transforms(name, transform, softcap)
+    for option, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss)):
+        _checks.scalar(name, option, value)
+    _checks.number(name, "label_smoothing", label_smoothing, lambda e: 0 <= e <= 1, "in [0, 1]")
+    if class_weights is not None:
+        shape = (*_batch(logits.shape, axes), _classes(logits.shape, axes))
+        _checks.class_vector(name, "class_weights", jnp.shape(class_weights), shape)
+    return _cross_entropy(
+        logits,
+        labels,
+        where,
+        _temperature(name, temperature, logits.shape, axes),
+        transform,
+        _checks.unless_neutral(label_smoothing, 0),
+        _checks.unless_neutral(z_loss, 0),
+        class_weights,
+        ignore_index,
+        axis=axes,
+        axis_name=axis_name,
+    )
+
+
+def row_stats(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    softcap: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    transform: LogitTransform | None = None,
+    axis_name: str | None = None,
+    statistics: tuple[str, ...] | None = None,
+) -> RowStats:
+    r"""What a loss of your own needs to know of each row: a few numbers, all differentiable.
+
+    Args:
+        logits: As in `cross_entropy`, and so are `labels`, `axis`, `where`, `temperature`,
+            `softcap`, `ignore_index`, `transform` and `axis_name`.
+        labels: Class indices `[*batch]` or distributions.
+        axis: The class axis.
+        where: Which classes take part.
+        temperature: `T ≥ 0`.
+        softcap: `c > 0`.
+        ignore_index: Rows with this label have `nll` and `target_log_prob` 0 and `correct` false.
+        transform: A `LogitTransform`.
+        axis_name: The mesh axis that shards the classes.
+        statistics: The names of the fields to compute; all by default. Under `jit` an unused field
+            costs nothing.
+
+    Returns:
+        A `RowStats`; fields not asked for are `None`. An invalid label gives NaN in `nll` and
+        `target_log_prob` and false in `correct`.
+
+    Gradient: of every floating field in `logits`, distributions and numbers. Every AD mode.
+
+    Raises:
+        TypeError: For a dtype that does not fit.
+        ValueError: For shapes that would broadcast, options out of range, unknown statistics.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jsoftmax import row_stats
+        >>> s = row_stats(jnp.array([[2.0, 0.0]]), jnp.array([0]))
+        >>> print(s.nll.round(4), s.entropy.round(4), s.correct)
+        [0.1269] [0.3653] [ True]
+
+    References:
+        The statistics are those of an exponential family: Blondel et al., Learning with
+        Fenchel-Young losses, 2020.
+    """
+    name = "row_stats"
+    logits, labels, axes = _checked(name, logits, labels, axis, where, ignore_index)
+    transform = _transforms(name, transform, softcap)
+    for wanted in statistics or ():
+        _checks.one_of(name, "statistics", wanted, RowStats.names())
+    return _row_stats(
+        logits,
+        labels,
+        where,
+        _temperature(name, temperature, logits.shape, axes),
+        transform,
+        ignore_index,
+        axis=axes,
+        axis_name=axis_name,
+        statistics=frozenset(RowStats.names() if statistics is None else statistics),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "axis_name"))
+def _cross_entropy(
+    logits: Array,
+    labels: Array,
+    where: Array | None,
+    temperature: ArrayLike | None,
+    transform: LogitTransform | None,
+    smoothing: ArrayLike | None,
+    z_loss: ArrayLike | None,
+    weights: Array | None,
+    ignore_index: ArrayLike | None,
+    *,
+    axis: tuple[int, ...],
+    axis_name: str | None,
+) -> Array:
+    logits, labels, where = rows(logits, labels, where, axis)
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    indices = jnp.issubdtype(labels.dtype, jnp.integer)
+    ignored = labels == ignore_index if ignore_index is not None else None
+    if ignored is not None:
+        # The whole row, not only its loss: 0 · NaN would reach the gradient.
+        logits = jnp.where(row(ignored), 0, logits)
+    q = labels
+    if weights is not None:
+        weights = jnp.asarray(weights, dtype)
+        q = labels if indices else labels * weights
+    empty = all_masked(where, logits, axis_name)
+    t = row_temperature(temperature, logits)
+    wanted = {"nll"} if smoothing is None else {"nll", "uniform"}
+    raw = reduce(
+        Reduction(frozenset(wanted), axis_name), logits, q, where, empty, transform, t, weights
+    )
+    loss = raw["nll"]
+    if indices and weights is not None:
+        loss = scaled(at_label(weights, labels, axis_name), loss)
+    if smoothing is not None:
+        eps = jnp.asarray(smoothing, dtype)
+        allowed = num_classes(logits, axis_name)
+        if where is not None:
+            allowed = jnp.maximum(total(where.astype(dtype), axis_name), 1)
+        loss = scaled(1 - eps, loss) + scaled(eps / allowed, raw["uniform"])
+        loss = loss * nan_unless((eps >= 0) & (eps <= 1), dtype)
+    if z_loss is not None:
+        log_z = finish(raw, t, empty, frozenset({"log_normalizer"})).log_normalizer
+        loss = loss + jnp.asarray(z_loss, dtype) * jnp.square(jnp.where(empty, 0, log_z))
+    return settle(loss, labels, num_classes(logits, axis_name), ignored)
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "axis_name", "statistics"))
+def _row_stats(
+    logits: Array,
+    labels: Array,
+    where: Array | None,
+    temperature: ArrayLike | None,
+    transform: LogitTransform | None,
+    ignore_index: ArrayLike | None,
+    *,
+    axis: tuple[int, ...],
+    axis_name: str | None,
+    statistics: frozenset[str],
+) -> RowStats:
+    logits, labels, where = rows(logits, labels, where, axis)
+    empty = all_masked(where, logits, axis_name)
+    t = row_temperature(temperature, logits)
+    raw_names = frozenset(NEEDS[name] for name in statistics if name in NEEDS)
+    raw = reduce(Reduction(raw_names, axis_name), logits, labels, where, empty, transform, t, None)
+    stats = finish(raw, t, empty, statistics)
+    indices = jnp.issubdtype(labels.dtype, jnp.integer)
+    ignored = labels == ignore_index if ignore_index is not None else None
+    classes = num_classes(logits, axis_name)
+    if stats.nll is not None:
+        stats = dataclasses.replace(stats, nll=settle(stats.nll, labels, classes, ignored))
+    if stats.target_log_prob is not None:
+        log_prob = settle(stats.target_log_prob, labels, classes, ignored)
+        stats = dataclasses.replace(stats, target_log_prob=log_prob)
+    if "correct" in statistics:
+        v = scores(*jax.lax.stop_gradient((logits, labels)), where, transform, axis_name)
+        truth = labels if indices else first_largest(labels, axis_name)
+        correct = first_largest(v, axis_name) == truth
+        correct &= ~jnp.asarray(empty)
+        correct = correct if ignored is None else correct & ~ignored
+        stats = dataclasses.replace(stats, correct=correct)
+    return stats
+
+
+def rows(
+    logits: Array, labels: Array, where: Array | None, axis: tuple[int, ...]
+) -> tuple[Array, Array, Array | None]:
+    """Brings the classes to one last axis; small integer labels are widened, so none can wrap."""
+    if where is not None:
+        where = classes_last(jnp.broadcast_to(where, logits.shape), axis)
+    logits = classes_last(logits, axis)
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        return logits, labels.astype(jnp.promote_types(labels.dtype, jnp.int32)), where
+    labels = classes_last(labels, axis)
+    return logits, labels.astype(accumulator(logits.dtype)), where
+
+
+def _checked(
+    name: str, logits: ArrayLike, labels: ArrayLike, axis: Axis, where: Any, ignore_index: Any
+) -> tuple[Array, Array, tuple[int, ...]]:
+    z, y = _checks.array(logits), _checks.array(labels)
+    _checks.floating(name, "logits", z)
+    axes = _checks.axes(name, axis, z.ndim)
+    indices = _checks.labels(name, z.shape, _batch(z.shape, axes), y)
+    _checks.mask(name, z.shape, where)
+    if ignore_index is not None and not indices:
+        raise ValueError(
+            f"{name}: ignore_index must be None for labels that are distributions, got "
+            f"{ignore_index}; leave rows out with weighted_mean(losses, weights)."
+        )
+    return z, y, axes
+
+
+def _batch(shape: Shape, axes: tuple[int, ...]) -> Shape:
+    return tuple(n for a, n in enumerate(shape) if a not in axes)
+
+
+def _classes(shape: Shape, axes: tuple[int, ...]) -> int:
+    return math.prod(shape[a] for a in axes)
+
+
+def _temperature(
+    name: str, temperature: ArrayLike, shape: Shape, axes: tuple[int, ...]
+) -> ArrayLike | None:
+    _checks.number(name, "temperature", temperature, lambda t: t >= 0, "at least 0")
+    _checks.per_row(name, "temperature", temperature, _batch(shape, axes))
+    return _checks.unless_neutral(temperature, 1)
+
+
+def _transforms(
+    name: str, transform: LogitTransform | None, softcap: ArrayLike | None
+) -> LogitTransform | None:
+    if transform is not None:
+        check_transform(name, transform)
+    if softcap is None:
+        return transform
+    _checks.number(name, "softcap", softcap, lambda c: 0 < c < math.inf, "positive and finite")
+    _checks.scalar(name, "softcap", softcap)
+    cap = Softcap(softcap)
+    return cap if transform is None else chain(transform, cap)

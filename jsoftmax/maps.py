@@ -1,0 +1,323 @@
+"""The maps: softmax, log_softmax, logsumexp, over any axes, under a mask, at a temperature.
+
+Each has its own backward rule on rows with the classes last; the public functions bring an array
+into that form, and back. Softmax's rule is that of the whole entmax family,
+`J = diag(s) − s sᵀ/Σs` with `s = p^(2−α)`.
+
+Imports `autodiff`, `_numerics`, `_checks`.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jsoftmax import _checks
+from jsoftmax._numerics import accumulator, gaps, maximum, rest_of, row, safe_temperature, total
+from jsoftmax._typing import Array, ArrayLike, Axis
+from jsoftmax.autodiff import custom_vjp
+
+
+def classes_last(x: Array, axis: tuple[int, ...]) -> Array:
+    """Moves the class axes to the end, in their order, and joins them into one."""
+    batch = [a for a in range(x.ndim) if a not in axis]
+    if (*batch, *axis) != tuple(range(x.ndim)):
+        x = jnp.transpose(x, (*batch, *axis))
+    if len(axis) == 1:
+        return x
+    return x.reshape(*x.shape[: len(batch)], math.prod(x.shape[len(batch) :]))
+
+
+def classes_back(x: Array, axis: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+    """Undoes `classes_last` for an array of the given original shape."""
+    batch = [a for a in range(len(shape)) if a not in axis]
+    order = (*batch, *axis)
+    if len(axis) > 1:
+        x = x.reshape([shape[a] for a in order])
+    if order == tuple(range(len(shape))):
+        return x
+    return jnp.transpose(x, [order.index(a) for a in range(len(shape))])
+
+
+def masked(x: Array, where: Array | None) -> Array:
+    """The scores of a row in the dtype they are reduced in, −inf where a class is masked."""
+    v = x.astype(accumulator(x.dtype))
+    return v if where is None else jnp.where(where, v, -jnp.inf)
+
+
+def all_masked(where: Array | None, v: Array, axis_name: str | None = None) -> Array | bool:
+    """Which rows have no class at all; not those whose scores all are −inf."""
+    if v.shape[-1] == 0 and axis_name is None:
+        return True
+    if where is None:
+        return False
+    return total(jnp.broadcast_to(where, v.shape).astype(jnp.int32), axis_name) == 0
+
+
+def rows_like(v: Array, flag: Array | bool) -> Array:
+    """A row flag as an array `[*batch]`."""
+    return jnp.broadcast_to(jnp.asarray(flag), v.shape[:-1])
+
+
+@custom_vjp
+def _softmax(v: Array, temperature: Array | None, empty: Array) -> Array:
+    m = maximum(v)
+    _, e, _ = gaps(v, m, temperature)
+    return e / row(1 + rest_of(v, m, e, empty))
+
+
+def _softmax_fwd(v: Array, temperature: Array | None, empty: Array) -> tuple[Array, Any]:
+    p = _softmax(v, temperature, empty)
+    return p, (None if temperature is None else v, temperature, p)
+
+
+def _softmax_bwd(residuals: Any, ct: Array) -> tuple[Array, Array | None, None]:
+    v, temperature, p = residuals
+    # Σp = 1, so that the family's rule needs no second sum here.
+    dg = p * (ct - row(jnp.sum(p * ct, axis=-1)))
+    if temperature is None:
+        return dg, None, None
+    return *_through_temperature(dg, v, temperature), None
+
+
+_softmax.defvjp(_softmax_fwd, _softmax_bwd)
+
+
+@custom_vjp
+def _log_softmax(v: Array, temperature: Array | None, empty: Array) -> tuple[Array, Array, Array]:
+    m = maximum(v)
+    g, e, hopeless = gaps(v, m, temperature)
+    rest = rest_of(v, m, e, empty)
+    hopeless &= row(~jnp.isnan(rest))
+    return jnp.where(hopeless, -jnp.inf, g - row(jnp.log1p(rest))), m, rest
+
+
+def _log_softmax_fwd(v: Array, temperature: Array | None, empty: Array) -> tuple[Any, Any]:
+    out = _log_softmax(v, temperature, empty)
+    return out, (v, temperature, out[1], out[2])
+
+
+def _log_softmax_bwd(residuals: Any, cts: Any) -> tuple[Array, Array | None, None]:
+    v, temperature, m, rest = residuals
+    _, e, hopeless = gaps(v, m, temperature)
+    hopeless &= row(~jnp.isnan(rest))
+    ct = jnp.where(hopeless, 0, cts[0])
+    sum_ct = row(jnp.sum(ct, axis=-1))
+    share = row(1 / (1 + rest))
+    # The winner's 1 − p is the others' share: no cancellation where it dominates. `1 - e` is 0 there
+    # and carries its derivative.
+    winner = (v == row(m)) & row(rest < 1)
+    others = (row(rest) + (1 - e)) * share
+    dg = jnp.where(winner, (ct - sum_ct) + sum_ct * others, ct - sum_ct * (e * share))
+    dg = jnp.where(hopeless, 0, dg) + row(cts[2]) * e
+    if temperature is None:
+        return dg, None, None
+    return *_through_temperature(dg, v, temperature), None
+
+
+_log_softmax.defvjp(_log_softmax_fwd, _log_softmax_bwd)
+
+
+@custom_vjp
+def _logsumexp(v: Array, empty: Array) -> tuple[Array, Array, Array]:
+    m = maximum(v)
+    _, e, _ = gaps(v, m)
+    rest = rest_of(v, m, e, empty)
+    finite = jnp.abs(m) < jnp.inf
+    return jnp.where(finite, m + jnp.log1p(jnp.where(finite, rest, 0)), m), m, rest
+
+
+def _logsumexp_fwd(v: Array, empty: Array) -> tuple[Any, Any]:
+    out = _logsumexp(v, empty)
+    return out, (v, out[1], jnp.where(out[1] == -jnp.inf, 0, out[2]))
+
+
+def _logsumexp_bwd(residuals: Any, cts: Any) -> tuple[Array, None]:
+    v, m, rest = residuals
+    _, e, _ = gaps(v, m)
+    return e * row(cts[0] / (1 + rest) + cts[2]), None
+
+
+_logsumexp.defvjp(_logsumexp_fwd, _logsumexp_bwd)
+
+
+def _through_temperature(dg: Array, v: Array, temperature: Array) -> tuple[Array, Array]:
+    """Cotangents of `v` and `T` from that of the gaps `g = (v − m)/T`."""
+    g, _, _ = gaps(v, maximum(v), temperature)
+    return dg / temperature, -jnp.sum(dg * g / temperature, axis=-1, keepdims=True)
+
+
+def row_temperature(temperature: ArrayLike | None, v: Array) -> Array | None:
+    """One temperature per row, `[*batch, 1]`, safe to divide by."""
+    if temperature is None:
+        return None
+    per_row = jnp.broadcast_to(jnp.asarray(temperature, v.dtype), v.shape[:-1])
+    return row(safe_temperature(per_row))
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "log"))
+def _map(x: Array, where: Array | None, temperature: ArrayLike | None, axis: Any, log: bool) -> Array:
+    v, allowed = _rows(x, where, axis)
+    empty = all_masked(allowed, v)
+    t = row_temperature(temperature, v)
+    out = _log_softmax(v, t, empty)[0] if log else _softmax(v, t, empty)
+    out = out if allowed is None else jnp.where(allowed, out, -jnp.inf if log else 0)
+    return classes_back(out, axis, x.shape).astype(x.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "keepdims"))
+def _reduced(x: Array, where: Array | None, axis: Any, keepdims: bool) -> Array:
+    v, allowed = _rows(x, where, axis)
+    out = _logsumexp(v, all_masked(allowed, v))[0].astype(x.dtype)
+    return jnp.expand_dims(out, axis) if keepdims else out
+
+
+def _rows(x: Array, where: Array | None, axis: tuple[int, ...]) -> tuple[Array, Array | None]:
+    if where is not None:
+        where = classes_last(jnp.broadcast_to(where, x.shape), axis)
+    return masked(classes_last(x, axis), where), where
+
+
+def _checked(
+    function: str, x: ArrayLike, axis: Axis | None, where: ArrayLike | None
+) -> tuple[Array, tuple[int, ...]]:
+    array = _checks.array(x)
+    _checks.floating(function, "x", array)
+    _checks.mask(function, array.shape, where, "x")
+    return array, _checks.axes(function, axis, array.ndim)
+
+
+def _checked_temperature(
+    function: str, temperature: ArrayLike, x: Array, axis: tuple[int, ...]
+) -> ArrayLike | None:
+    _checks.number(function, "temperature", temperature, lambda t: t >= 0, "at least 0")
+    batch = tuple(n for a, n in enumerate(x.shape) if a not in axis)
+    _checks.per_row(function, "temperature", temperature, batch)
+    return _checks.unless_neutral(temperature, 1)
+
+
+def softmax(
+    x: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    temperature: ArrayLike = 1.0,
+) -> Array:
+    r"""Softmax: a distribution proportional to `exp(x / T)`.
+
+    .. math:: p_k = \frac{e^{x_k / T}}{\sum_j e^{x_j / T}}
+
+    Args:
+        x: Logits of a floating dtype, any shape.
+        axis: The class axis, or a tuple of axes that hold the classes together.
+        where: Which classes take part: bool, broadcastable to `x`. The others get exactly 0,
+            whatever they hold.
+        temperature: `T ≥ 0`, a number or one per row (the shape of `x` without `axis`). 0 gives its
+            limit, equal shares for the maxima; inf a uniform distribution over the classes that
+            take part. A negative traced one gives NaN.
+
+    Returns:
+        The probabilities, in the shape and dtype of `x`; float32 or wider inside. −inf gives 0; one
+        +inf gives 1; NaN, two +inf or nothing but −inf give a row of NaN; every class masked, 0.
+
+    Gradient: `s ⊙ (ḡ − Σ s ḡ) / T` in `x`, and in `temperature`; exactly 0 where masked. Every AD
+    mode and order.
+
+    Raises:
+        TypeError: If `x` is not floating or `where` not bool.
+        ValueError: If `axis`, `where` or `temperature` do not fit `x`, or `temperature` is negative.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jsoftmax import softmax
+        >>> print(softmax(jnp.array([1.0, 2.0, 3.0])).round(3))
+        [0.09  0.245 0.665]
+
+    References:
+        Bridle, Training Stochastic Model Recognition Algorithms as Networks, 1990. The error-free
+        shift of the logits: Knuth, TAOCP 2, theorem 4.2.2B.
+    """
+    array, axes = _checked("softmax", x, axis, where)
+    return _map(array, where, _checked_temperature("softmax", temperature, array, axes), axes, False)
+
+
+def log_softmax(
+    x: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    temperature: ArrayLike = 1.0,
+) -> Array:
+    r"""Logarithm of the softmax, accurate also where a probability is almost 1.
+
+    .. math:: \log p_k = x_k / T - \log \sum_j e^{x_j / T}
+
+    Args:
+        x: Logits of a floating dtype, any shape.
+        axis: The class axis, or a tuple of axes that hold the classes together.
+        where: Which classes take part: bool, broadcastable to `x`. The others get −inf.
+        temperature: `T ≥ 0`, a number or one per row (the shape of `x` without `axis`).
+
+    Returns:
+        The log-probabilities, in the shape and dtype of `x`; float32 or wider inside. −inf stays
+        −inf; one +inf gives 0 and −inf beside it; NaN, two +inf or nothing but −inf give NaN; every
+        class masked, −inf.
+
+    Gradient: `(ḡ − p Σ ḡ) / T` in `x`, and in `temperature`; exactly 0, and deaf to `ḡ`, where the
+    logit is masked or −inf. Every AD mode and order.
+
+    Raises:
+        TypeError: If `x` is not floating or `where` not bool.
+        ValueError: If `axis`, `where` or `temperature` do not fit `x`, or `temperature` is negative.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jsoftmax import log_softmax
+        >>> print(log_softmax(jnp.array([20.0, 0.0])))
+        [-2.0611537e-09 -2.0000000e+01]
+
+    References:
+        Blanchard et al., Accurately computing the log-sum-exp and softmax functions, 2021.
+    """
+    array, axes = _checked("log_softmax", x, axis, where)
+    t = _checked_temperature("log_softmax", temperature, array, axes)
+    return _map(array, where, t, axes, True)
+
+
+def logsumexp(
+    x: ArrayLike, axis: Axis | None = -1, where: ArrayLike | None = None, keepdims: bool = False
+) -> Array:
+    r"""Logarithm of the sum of exponentials.
+
+    .. math:: \log \sum_k e^{x_k} = m + \log(1 + r), \quad m = \max_k x_k
+
+    Args:
+        x: A floating array of any shape.
+        axis: The axes to sum over; `None` for all.
+        where: Which elements take part: bool, broadcastable to `x`.
+        keepdims: Whether the reduced axes stay, with size 1.
+
+    Returns:
+        The reduced array in the dtype of `x`; float32 or wider inside. −inf where nothing takes part
+        or all is −inf, +inf beside any +inf, NaN beside any NaN.
+
+    Gradient: the softmax of `x`; exactly 0 where masked, and everywhere where the result is −inf.
+    Every AD mode and order.
+
+    Raises:
+        TypeError: If `x` is not floating or `where` not bool.
+        ValueError: If `axis` or `where` do not fit `x`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jsoftmax import logsumexp
+        >>> print(logsumexp(jnp.array([0.0, -20.0])))
+        2.0611537e-09
+
+    References:
+        Blanchard et al., Accurately computing the log-sum-exp and softmax functions, 2021.
+    """
+    array, axes = _checked("logsumexp", x, axis, where)
+    return _reduced(array, where, axes, keepdims)

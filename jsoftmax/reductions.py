@@ -1,0 +1,78 @@
+"""From one value per row to one number: the mean that adds up over microbatches and devices.
+
+Imports `_numerics`, `_checks`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jsoftmax import _checks
+from jsoftmax._numerics import accumulator, scaled
+from jsoftmax._typing import Array, ArrayLike
+
+
+def weighted_mean(
+    values: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    denominator: ArrayLike | None = None,
+    axis_name: str | None = None,
+) -> Array:
+    r"""Weighted mean of per-row values; 0 where nothing has weight.
+
+    .. math:: \frac{\sum_i w_i v_i}{\sum_i w_i}
+
+    A mean of means over microbatches or devices weighs their rows unequally. Pass the sum of the
+    weights of the whole step as `denominator` and add up the results instead.
+
+    Args:
+        values: Floating, any shape `[*batch]`.
+        weights: `[*batch]`, of any real or bool dtype; 1 each by default. A row of weight 0 does not
+            count, even where its value is inf or NaN.
+        denominator: What to divide by, a scalar, in place of the sum of the weights.
+        axis_name: A mesh axis that shards the rows inside `shard_map` or `vmap`: numerator and
+            weights are summed over it; a given `denominator` counts as global already.
+
+    Returns:
+        A scalar of float32 or wider; 0 where the denominator is 0.
+
+    Gradient: `w / Σw` in `values`, and in `weights` and `denominator`. Every AD mode.
+
+    Raises:
+        TypeError: If `values` is not floating.
+        ValueError: If `weights` has another shape or `denominator` is not a scalar.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jsoftmax import weighted_mean
+        >>> print(weighted_mean(jnp.array([1.0, 2.0, jnp.nan]), jnp.array([3, 1, 0])))
+        1.25
+
+    References:
+        The defect it avoids: huggingface/transformers issue 34242, gradient accumulation.
+    """
+    array = _checks.array(values)
+    _checks.floating("weighted_mean", "values", array)
+    if weights is not None and jnp.shape(weights) != array.shape:
+        raise ValueError(
+            f"weighted_mean: weights must have shape [*batch] = {list(array.shape)} like values, "
+            f"got {list(jnp.shape(weights))}; broadcast them explicitly."
+        )
+    if denominator is not None:
+        _checks.scalar("weighted_mean", "denominator", denominator)
+    return _weighted_mean(array, weights, denominator, axis_name)
+
+
+@functools.partial(jax.jit, static_argnames="axis_name")
+def _weighted_mean(
+    values: Array, weights: Array | None, denominator: ArrayLike | None, axis_name: str | None
+) -> Array:
+    dtype = accumulator(values.dtype)
+    w = jnp.ones_like(values, dtype) if weights is None else jnp.asarray(weights).astype(dtype)
+    sums = jnp.sum(scaled(w, values.astype(dtype))), jnp.sum(w)
+    if axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
+    by = sums[1] if denominator is None else jnp.asarray(denominator, dtype)
+    return jnp.where(by == 0, 0, sums[0] / jnp.where(by == 0, 1, by))

@@ -1,0 +1,295 @@
+"""Row statistics: the one place that reduces the class axis, and its one backward rule.
+
+Every softmax-type loss is a formula over a few numbers per row. `reduce` returns them relative to
+the row's maximum, where they keep their digits; `RowStats` holds what users read.
+
+Imports `autodiff`, `transforms`, `maps`, `_numerics`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jsoftmax._numerics import gap_at, gaps, maximum, nan_unless, rest_of, row, total
+from jsoftmax._typing import Array
+from jsoftmax.autodiff import custom_vjp
+from jsoftmax.maps import masked
+from jsoftmax.transforms import LogitTransform
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+    """What to reduce, known before tracing.
+
+    Attributes:
+        statistics: Those to compute beside `maximum` and `rest`.
+        axis_name: The mesh axis that shards the classes.
+        drop_masked_mass: Whether soft label mass on a masked class is dropped, not infinite.
+    """
+
+    statistics: frozenset[str]
+    axis_name: str | None = None
+    drop_masked_mass: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowStats:
+    """A few numbers per row `[*batch]`, of the scores `u = mask(softcap(transform(logits)) / T)`.
+
+    Attributes:
+        nll: `−Σ target_k log p_k`, the negative log-likelihood.
+        log_normalizer: `log Z = log Σ exp u_k`.
+        target_log_prob: `Σ target_k log p_k`.
+        mean_logit: The mean of `u` over the classes that are not masked.
+        expected_logit: `Σ p_k u_k`.
+        entropy: `−Σ p_k log p_k`, in nats.
+        correct: Whether the first of the largest scores is the label's, or for a distribution the
+            first of its largest entries'.
+    """
+
+    nll: Array | None = None
+    log_normalizer: Array | None = None
+    target_log_prob: Array | None = None
+    mean_logit: Array | None = None
+    expected_logit: Array | None = None
+    entropy: Array | None = None
+    correct: Array | None = None
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of all statistics."""
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+
+NEEDS = {
+    "nll": "nll",
+    "target_log_prob": "nll",
+    "mean_logit": "mean",
+    "expected_logit": "expected",
+    "entropy": "expected",
+}
+
+
+def finish(
+    raw: Mapping[str, Array], temperature: Array | None, empty: Array | bool, wanted: frozenset[str]
+) -> RowStats:
+    """Makes the statistics that users read of those that `reduce` returns, all but `correct`."""
+    m = raw["maximum"] if temperature is None else raw["maximum"] / temperature[..., 0]
+    finite = jnp.abs(m) < jnp.inf
+    log_sum = jnp.log1p(raw["rest"])
+    made: dict[str, Array] = {}
+    if "nll" in wanted:
+        made["nll"] = raw["nll"]
+    if "target_log_prob" in wanted:
+        made["target_log_prob"] = -raw["nll"]
+    if "log_normalizer" in wanted:
+        made["log_normalizer"] = jnp.where(finite, m + jnp.where(finite, log_sum, 0), m)
+    if "mean_logit" in wanted:
+        made["mean_logit"] = jnp.where(empty, 0, m + raw["mean"])
+    if "expected_logit" in wanted:
+        made["expected_logit"] = jnp.where(empty, 0, m + raw["expected"])
+    if "entropy" in wanted:
+        made["entropy"] = log_sum - raw["expected"]
+    return RowStats(**made)
+
+
+def first_largest(v: Array, axis_name: str | None) -> Array:
+    """The global id of the first largest class of each row; `2³¹ − 1` in a row of NaN."""
+    last = jnp.iinfo(jnp.int32).max
+    ids = jnp.where(v == row(maximum(v, axis_name)), class_ids(v, axis_name), last)
+    first = jnp.min(ids, axis=-1, initial=last)
+    return first if axis_name is None else jax.lax.pmin(first, axis_name)
+
+
+def settle(loss: Array, labels: Array, classes: int, ignored: Array | None) -> Array:
+    """The label policy: NaN, value and gradient, for an index of no class; 0 for an ignored row."""
+    if _are_indices(labels):
+        loss = loss * nan_unless((labels >= 0) & (labels < classes), loss.dtype)
+    return loss if ignored is None else jnp.where(ignored, 0, loss)
+
+
+def class_ids(v: Array, axis_name: str | None) -> Array:
+    """The global ids of the classes held here, `[1, …, classes]`."""
+    ids = jax.lax.broadcasted_iota(jnp.int32, (1,) * (v.ndim - 1) + v.shape[-1:], v.ndim - 1)
+    return ids if axis_name is None else ids + jax.lax.axis_index(axis_name) * v.shape[-1]
+
+
+def num_classes(v: Array, axis_name: str | None) -> int:
+    """The number of classes over all shards."""
+    return v.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+
+
+def at_label(v: Array, labels: Array, axis_name: str | None = None) -> Array:
+    """The entry of `v`, `[*batch, classes]` or `[classes]`, at each label; 0 at a label of no class."""
+    spec = jax.typeof(v).sharding.spec
+    if not v.shape[-1] or (len(spec) == v.ndim and spec[-1] is not None):
+        # On a mesh with explicit axes a gather cannot reach over the shards, a comparison can.
+        like = jnp.broadcast_to(v, labels.shape + v.shape[-1:])
+        return total(jnp.where(class_ids(like, axis_name) == row(labels), like, 0), axis_name)
+    local = labels if axis_name is None else labels - jax.lax.axis_index(axis_name) * v.shape[-1]
+    here = (local >= 0) & (local < v.shape[-1])
+    index = jnp.where(here, local, 0)
+    if v.ndim == 1:
+        found = jnp.take(v, index, mode="clip")
+    else:
+        found = jnp.take_along_axis(v, row(index), axis=-1, mode="clip")[..., 0]
+    found = jnp.where(here, found, 0)
+    return found if axis_name is None else jax.lax.psum(found, axis_name)
+
+
+def scores(
+    logits: Array,
+    labels: Array,
+    where: Array | None,
+    transform: LogitTransform | None,
+    axis_name: str | None,
+) -> Array:
+    """The scores the softmax is taken of: `mask(transform(logits))`, impossible ones untouched."""
+    v = masked(logits, where)
+    if transform is None:
+        return v
+    target = None
+    if transform.needs_target:
+        indices = jnp.issubdtype(labels.dtype, jnp.integer)
+        target = class_ids(v, axis_name) == row(labels) if indices else labels
+        target = target.astype(v.dtype)
+    impossible = v == -jnp.inf
+    return jnp.where(impossible, -jnp.inf, transform(jnp.where(impossible, 0, v), target))
+
+
+def _reduce_rows(
+    reduction: Reduction,
+    logits: Array,
+    labels: Array,
+    where: Array | None,
+    empty: Array | bool,
+    transform: LogitTransform | None,
+    temperature: Array | None,
+    weights: Array | None,
+) -> dict[str, Array]:
+    """Reduces rows `[*batch, classes]` to numbers `[*batch]`; `temperature` is `[*batch, 1]`.
+
+    With the gaps `g = (v − m)/T` of the scores `v`: `maximum` is `m`, a constant; `rest` is
+    `Σ e^g − 1`; `nll` is `Σ q (log Σ e^g − g)`; `uniform` is `Σ w (log Σ e^g − g)` over the classes
+    that are not masked, `mean` the mean of `g` over them; `expected` is `Σ p g`.
+    """
+    axis, wanted = reduction.axis_name, reduction.statistics
+    v = scores(logits, labels, where, transform, axis)
+    m = maximum(v, axis)
+    g, e, hopeless = gaps(v, m, temperature)
+    rest = rest_of(v, m, e, empty, axis)
+    log_sum = jnp.log1p(rest)
+
+    def gap_sum(share: Array) -> Array:
+        """`Σ share · g`, −inf where a class without a chance has a share."""
+        lost = total(jnp.where(hopeless, jnp.abs(share), 0), axis) > 0
+        return jnp.where(lost & ~jnp.isnan(rest), -jnp.inf, total(share * g, axis))
+
+    out = {"maximum": m, "rest": rest}
+    if "nll" in wanted and _are_indices(labels):
+        t = None if temperature is None else temperature[..., 0]
+        out["nll"] = log_sum - gap_at(at_label(v, labels, axis), m, t)
+    elif "nll" in wanted:
+        q = _kept(labels, where, reduction)
+        out["nll"] = log_sum * total(q, axis) - gap_sum(q)
+    if "nll" in wanted:
+        out["nll"] = jnp.where(empty, 0, out["nll"])
+    if "uniform" in wanted:
+        w = _allowed(v, where, weights)
+        out["uniform"] = log_sum * total(w, axis) - gap_sum(w)
+    if "mean" in wanted:
+        allowed = _allowed(v, where, None)
+        out["mean"] = gap_sum(allowed) / jnp.maximum(total(allowed, axis), 1)
+    if "expected" in wanted:
+        out["expected"] = total(e * g, axis) / (1 + rest)
+    defined = nan_unless(~jnp.isnan(rest), rest.dtype)
+    return {name: x if name == "maximum" else x * defined for name, x in out.items()}
+
+
+reduce = custom_vjp(_reduce_rows, nondiff_argnums=(0,))
+
+
+def _reduce_fwd(reduction: Reduction, *operands: Any) -> tuple[Any, Any]:
+    out = reduce(reduction, *operands)
+    return out, (operands, out)
+
+
+def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) -> tuple[Any, ...]:
+    (logits, labels, where, _, transform, temperature, weights), out = residuals
+    axis = reduction.axis_name
+    soft = not _are_indices(labels)
+    q = labels if soft else None
+
+    def prepare(logits: Array, transform: Any, q: Array | None) -> Array:
+        return scores(logits, labels if q is None else q, where, transform, axis)
+
+    v, pull = jax.vjp(prepare, logits, transform, q)
+    m, rest = out["maximum"], out["rest"]
+    g, e, hopeless = gaps(v, m, temperature)
+    share = row(1 / (1 + rest))
+    cost = row(jnp.log1p(rest)) - g
+    hopeless &= row(~jnp.isnan(rest))
+
+    # The gradient in the gaps: what is a row's number times e^g is gathered in `scale` first.
+    scale = row(cts["rest"])
+    dg, d_q, d_weights = jnp.zeros_like(v), None, None
+    if "uniform" in cts:
+        w, ct = _allowed(v, where, weights), row(cts["uniform"])
+        scale += ct * row(total(w, axis)) * share
+        dg -= ct * w
+        if weights is not None:
+            d_w = jnp.where(hopeless, 0, ct * cost * _allowed(v, where, None))
+            d_weights = jnp.sum(d_w, axis=range(d_w.ndim - 1))
+    if "mean" in cts:
+        allowed = _allowed(v, where, None)
+        dg += row(cts["mean"] / jnp.maximum(total(allowed, axis), 1)) * allowed
+    if "expected" in cts:
+        dg += row(cts["expected"]) * share * e * (1 + g - row(out["expected"]))
+    # The label's p − 1 is minus the others' share: no cancellation where the label dominates. `1 - e`
+    # is 0 at the maximum and carries its derivative.
+    if "nll" in cts and soft:
+        q = _kept(labels, where, reduction)
+        ct, mass = row(cts["nll"]), row(total(q, axis))
+        near = (v == row(m)) & (2 * q >= mass)
+        others = (row(rest) + (1 - e)) * share
+        dg += ct * jnp.where(near, (mass - q) - mass * others, mass * e * share - q) + scale * e
+        d_q = jnp.where(hopeless, 0, ct * cost)
+    elif "nll" in cts:
+        ct = row(cts["nll"]) * share
+        v_y = row(at_label(v, labels, axis))
+        _, e_y, _ = gaps(v_y, m, temperature)
+        others = jnp.where(v_y == row(m), row(rest) + (1 - e_y), row(1 + rest) - e_y)
+        is_label = class_ids(v, axis) == row(labels)
+        dg += jnp.where(is_label, scale * e_y - ct * others, (ct + scale) * e)
+    else:
+        dg += scale * e
+
+    dg = jnp.where(hopeless, 0, dg) * row(nan_unless(~jnp.isnan(rest), rest.dtype))
+    d_temperature = None
+    if temperature is not None:
+        dg = dg / temperature
+        d_temperature = -jnp.sum(dg * g, axis=-1, keepdims=True)
+    d_logits, d_transform, d_target = pull(dg)
+    d_labels = None if d_q is None else d_q + d_target
+    return d_logits, d_labels, None, None, d_transform, d_temperature, d_weights
+
+
+reduce.defvjp(_reduce_fwd, _reduce_bwd)
+
+
+def _are_indices(labels: Array) -> bool:
+    return jnp.issubdtype(labels.dtype, jnp.integer)
+
+
+def _kept(q: Array, where: Array | None, reduction: Reduction) -> Array:
+    drop = reduction.drop_masked_mass and where is not None
+    return jnp.where(where, q, 0) if drop else q
+
+
+def _allowed(v: Array, where: Array | None, weights: Array | None) -> Array:
+    ones = jnp.ones_like(v) if weights is None else jnp.broadcast_to(weights, v.shape)
+    return ones if where is None else jnp.where(where, ones, 0)

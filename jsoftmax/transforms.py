@@ -1,0 +1,266 @@
+"""What acts on single logits before the class axis is reduced: values, not closures.
+
+A transform is a frozen dataclass and a pytree: its numbers are leaves, so they may be traced,
+differentiated, mapped and annealed without retracing. It never sees the class axis as a whole,
+which lets it run inside a walk over blocks of classes.
+
+Imports `_numerics` and `_checks`.
+"""
+
+import abc
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jsoftmax import _checks
+from jsoftmax._numerics import row, safe_temperature
+from jsoftmax._typing import Array, ArrayLike
+
+
+class LogitTransform(abc.ABC):
+    """A map of single logits; subclass it as a frozen dataclass registered as a pytree.
+
+    The caller takes care of impossible classes: a logit of −inf reaches no transform and stays −inf.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, logits: Array, target: Array | None = None) -> Array:
+        """Maps `logits [*batch, classes]`, of float32 or wider.
+
+        Args:
+            logits: Finite or +inf, or NaN.
+            target: The share of the row's label in each class, `[*batch, classes]` in [0, 1]: given
+                where `needs_target` is true.
+        """
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether the label's class is treated apart."""
+        return False
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Temperature(LogitTransform):
+    """Divides the logits by a temperature: `z / T`.
+
+    Args:
+        value: `T`, a number or one per row `[*batch]`; 0 acts as its limit. NaN comes back for a
+            negative traced one. The `temperature=` options of the functions subtract the maximum
+            first and so cannot overflow; this one divides where it stands in a `chain`.
+
+    Gradient: in the logits and in `value`, every AD mode.
+
+    Raises:
+        ValueError: If `value` is a negative Python number.
+
+    Examples:
+        >>> from jsoftmax import Temperature, cross_entropy
+        >>> import jax.numpy as jnp
+        >>> loss = cross_entropy(jnp.array([[2.0, 0.0]]), jnp.array([0]), transform=Temperature(2.0))
+        >>> print(loss)
+        [0.3133]
+
+    References:
+        Hinton et al., Distilling the Knowledge in a Neural Network, 2015.
+    """
+
+    value: ArrayLike
+
+    def __post_init__(self) -> None:
+        _checks.number("Temperature", "value", self.value, lambda t: t >= 0, "at least 0")
+
+    def __call__(self, logits: Array, target: Array | None = None) -> Array:
+        return logits / safe_temperature(_per_row(self.value, logits))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Softcap(LogitTransform):
+    """Bounds the logits smoothly: `c · tanh(z / c)`.
+
+    Args:
+        cap: `c > 0`, a number or one per row `[*batch]`. NaN comes back for a traced one that is
+            not positive.
+
+    Gradient: in the logits, `1 − tanh²(z / c)`, and in `cap`; every AD mode.
+
+    Raises:
+        ValueError: If `cap` is a Python number that is not positive and finite.
+
+    Examples:
+        >>> from jsoftmax import Softcap, cross_entropy
+        >>> import jax.numpy as jnp
+        >>> loss = cross_entropy(jnp.array([[90.0, 0.0]]), jnp.array([1]), transform=Softcap(30.0))
+        >>> print(loss)
+        [29.852]
+
+    References:
+        Gemma 2, 2024, section 2.
+    """
+
+    cap: ArrayLike
+
+    def __post_init__(self) -> None:
+        _checks.number("Softcap", "cap", self.cap, lambda c: 0 < c < math.inf, "positive and finite")
+
+    def __call__(self, logits: Array, target: Array | None = None) -> Array:
+        cap = _per_row(self.cap, logits)
+        cap = jnp.where(cap > 0, cap, jnp.nan)
+        return cap * jnp.tanh(logits / cap)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LogitAdjustment(LogitTransform):
+    """Adds a scaled log-prior of the classes: `z_k + τ · log π_k`, for imbalanced labels.
+
+    Args:
+        log_prior: `log π [classes]` (the local shard where the classes are sharded). −inf makes a
+            class impossible.
+        scale: `τ`, a number or one per row `[*batch]`.
+
+    Gradient: in the logits, `log_prior` and `scale`; every AD mode.
+
+    Raises:
+        ValueError: When used, if `log_prior` is not `[classes]`.
+
+    Examples:
+        >>> from jsoftmax import LogitAdjustment, cross_entropy
+        >>> import jax.numpy as jnp
+        >>> rare = LogitAdjustment(jnp.log(jnp.array([0.9, 0.1])))
+        >>> print(cross_entropy(jnp.zeros((1, 2)), jnp.array([1]), transform=rare))
+        [2.3026]
+
+    References:
+        Menon et al., Long-tail learning via logit adjustment, 2021.
+    """
+
+    log_prior: ArrayLike
+    scale: ArrayLike = 1.0
+
+    def __call__(self, logits: Array, target: Array | None = None) -> Array:
+        prior = jnp.asarray(self.log_prior, logits.dtype)
+        _checks.class_vector("LogitAdjustment", "log_prior", prior.shape, logits.shape)
+        possible = ~(prior == -jnp.inf)
+        adjusted = logits + _per_row(self.scale, logits) * jnp.where(possible, prior, 0)
+        return jnp.where(possible, adjusted, -jnp.inf)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Margin(LogitTransform):
+    """Makes the label's logit harder to win by a margin, then scales all: `s · margin(z)`.
+
+    `kind="additive"`: `z_y − m` (CosFace on cosine logits, large-margin softmax on plain ones).
+    `kind="angular"`: `cos(θ_y + m)` with `z_y = cos θ_y` (ArcFace), continued as `z_y − m·sin m`
+    beyond `θ_y = π − m`, so that it keeps falling. Soft labels interpolate.
+
+    Args:
+        margin: `m`, a number or one per row `[*batch]`; radians for the angular kind.
+        scale: `s`, a number or one per row `[*batch]`.
+        kind: "additive" or "angular". The angular kind takes cosines: a logit more than 0.01
+            outside [−1, 1] gives NaN, rounding beyond the ends is cut off.
+
+    Gradient: in the logits, `margin` and `scale`, every AD mode; 0 through the angle at ±1.
+
+    Raises:
+        ValueError: If `kind` is unknown.
+
+    Examples:
+        >>> from jsoftmax import Margin, cross_entropy
+        >>> import jax.numpy as jnp
+        >>> cosface = Margin(0.35, scale=64.0)
+        >>> print(cross_entropy(jnp.array([[0.5, 0.2]]), jnp.array([0]), transform=cosface))
+        [3.24]
+
+    References:
+        Wang et al., CosFace, 2018; Deng et al., ArcFace, 2019.
+    """
+
+    margin: ArrayLike
+    scale: ArrayLike = 1.0
+    kind: Literal["additive", "angular"] = dataclasses.field(
+        default="additive", metadata={"static": True}
+    )
+
+    def __post_init__(self) -> None:
+        _checks.one_of("Margin", "kind", self.kind, ("additive", "angular"))
+
+    @property
+    def needs_target(self) -> bool:
+        return True
+
+    def __call__(self, logits: Array, target: Array | None = None) -> Array:
+        if target is None:
+            raise ValueError("Margin: needs labels, use it in cross_entropy or row_stats.")
+        margin = _per_row(self.margin, logits)
+        if self.kind == "additive":
+            hard = logits - margin
+        else:
+            cosine = jnp.where(jnp.abs(logits) <= 1.01, jnp.clip(logits, -1, 1), jnp.nan)
+            inner = jnp.abs(cosine) < 1
+            sine = jnp.where(inner, jnp.sqrt(1 - jnp.square(jnp.where(inner, cosine, 0))), 0)
+            turned = cosine * jnp.cos(margin) - sine * jnp.sin(margin)
+            continued = cosine - margin * jnp.sin(margin)
+            hard = jnp.where(cosine > -jnp.cos(margin), turned, continued)
+        chosen = jnp.where(target > 0, logits + target * (hard - logits), logits)
+        return _per_row(self.scale, logits) * chosen
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Chain(LogitTransform):
+    """Transforms applied one after the other, the first one first; made by `chain`."""
+
+    transforms: tuple[LogitTransform, ...]
+
+    @property
+    def needs_target(self) -> bool:
+        return any(transform.needs_target for transform in self.transforms)
+
+    def __call__(self, logits: Array, target: Array | None = None) -> Array:
+        for transform in self.transforms:
+            logits = transform(logits, target)
+        return logits
+
+
+def chain(*transforms: LogitTransform) -> Chain:
+    """Composes transforms, the first one first.
+
+    Args:
+        *transforms: Any of this module, or subclasses of `LogitTransform`.
+
+    Returns:
+        A transform whose leaves are theirs.
+
+    Raises:
+        TypeError: If one is not a transform.
+
+    Examples:
+        >>> from jsoftmax import Softcap, Temperature, chain
+        >>> import jax.numpy as jnp
+        >>> chain(Softcap(30.0), Temperature(0.5))(jnp.array([1.0])).round(3)
+        Array([1.999], dtype=float32)
+    """
+    for transform in transforms:
+        check_transform("chain", transform)
+    return Chain(transforms)
+
+
+def check_transform(function: str, transform: Any) -> None:
+    """Refuses what is not a transform, such as a bare function, which would retrace every step."""
+    if not isinstance(transform, LogitTransform):
+        raise TypeError(
+            f"{function}: transform must be a LogitTransform such as Temperature, Softcap, "
+            f"LogitAdjustment, Margin or chain(...), got {type(transform).__name__}; a function of "
+            "your own becomes one as a frozen dataclass that subclasses LogitTransform."
+        )
+
+
+def _per_row(value: ArrayLike, logits: Array) -> Array:
+    value = jnp.asarray(value, logits.dtype)
+    return row(value) if value.ndim else value

@@ -1,0 +1,1 @@
+"""Slow, independent references in extended precision. Nothing here imports jsoftmax."""
