@@ -27,4 +27,6 @@ autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = ["Gradient"]
+napoleon_attr_annotations = False
+# As a section of its own, Returns is prose: a colon in it does not end the name of a type.
+napoleon_custom_sections = ["Gradient", "Returns"]

@@ -30,9 +30,7 @@ def save(checkpoints: ocp.CheckpointManager, run: Run, state: State, history: Hi
     checkpoints.save(len(history["loss"]), args=parts)
 
 
-def restore(
-    checkpoints: ocp.CheckpointManager, run: Run, state: State
-) -> tuple[State, History] | None:
+def restore(checkpoints: ocp.CheckpointManager, run: Run, state: State) -> tuple[State, History] | None:
     """The last state and history, the state shaped like `state`; None where nothing was saved.
 
     Raises:
@@ -41,9 +39,7 @@ def restore(
     step = checkpoints.latest_step()
     if step is None:
         return None
-    record = checkpoints.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))[
-        "record"
-    ]
+    record = checkpoints.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
     for name, here in asdict(run).items():
         if record["run"].get(name) != here:
             raise OtherRunError(
@@ -55,6 +51,7 @@ def restore(
     return restored["state"], record["history"]
 
 
-def clear(checkpoints: ocp.CheckpointManager) -> None:
-    for step in checkpoints.all_steps():
-        checkpoints.delete(step)
+def clear(folder: Path) -> None:
+    with open_folder(folder) as checkpoints:
+        for step in checkpoints.all_steps():
+            checkpoints.delete(step)

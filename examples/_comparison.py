@@ -53,25 +53,27 @@ class Row:
 
 
 def compare(
-    heads: Mapping[str, Head], states: Mapping[str, State], corpus: Corpus, run: Run
+    heads: Mapping[str, Head],
+    steps: Mapping[str, jax.stages.Compiled],
+    states: Mapping[str, State],
+    corpus: Corpus,
+    run: Run,
 ) -> dict[str, Row]:
-    """Measures each trained head. Uses the states up."""
+    """Measures each head with its compiled step and its trained state. Uses the states up."""
     batches = validation_batches(corpus, VALIDATION_BATCHES)
     scores = {name: evaluate(head, states[name]["params"], batches) for name, head in heads.items()}
-    compiled = {name: compile_train_step(head, run, states[name]) for name, head in heads.items()}
     batch = training_batch(corpus, run, run.steps)
-    seconds = step_seconds(
-        {name: _stepping(step, states[name], batch) for name, step in compiled.items()}
-    )
+    seconds = step_seconds({name: _stepping(step, states[name], batch) for name, step in steps.items()})
+    peaks = peak_bytes(heads, run)
     return {
         name: Row(
             perplexity=math.exp(scores[name][0]),
-            accuracy=float(scores[name][1]),
+            accuracy=scores[name][1],
             step_seconds=seconds[name],
-            temporary_bytes=compiled[name].memory_analysis().temp_size_in_bytes,
-            peak_bytes=peak_bytes(train_briefly, head, run),
+            temporary_bytes=steps[name].memory_analysis().temp_size_in_bytes,
+            peak_bytes=peaks[name],
         )
-        for name, head in heads.items()
+        for name in heads
     }
 
 
@@ -109,20 +111,20 @@ def step_seconds(steps: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     return {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
 
 
-def train_briefly(head: Head, run: Run) -> None:
-    """What a fresh process does while its memory is watched."""
+def peak_bytes(heads: Mapping[str, Head], run: Run) -> dict[str, int | None]:
+    """The largest resident memory of a fresh process that trains each head for a few steps."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(heads), mp_context=spawn, max_tasks_per_child=1) as processes:
+        peaks = {name: processes.submit(_train_briefly, head, run) for name, head in heads.items()}
+        return {name: peak.result() for name, peak in peaks.items()}
+
+
+def _train_briefly(head: Head, run: Run) -> int | None:
+    step = compile_train_step(head, run)
     state = init_state(head, run, np.ones(run.vocab))
-    step = compile_train_step(head, run, state)
     for _ in range(3):
         state, _ = jax.block_until_ready(step(state, np.zeros((BATCH, CONTEXT + 1), np.int32)))
-
-
-def peak_bytes(work: Callable[..., None], *arguments: Any) -> int | None:
-    """The largest resident memory of a fresh process that does `work`."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as process:
-        process.submit(work, *arguments).result()
-        return process.submit(_resident_peak).result()
+    return _resident_peak()
 
 
 def _resident_peak() -> int | None:
@@ -163,9 +165,7 @@ def table(rows: Mapping[str, Row]) -> str:
                 [row.step_seconds for row in columns],
                 lambda seconds: f"{seconds * 1e3:.1f} ms",
             ),
-            measured(
-                "temporary memory of a step", [row.temporary_bytes for row in columns], megabytes
-            ),
+            measured("temporary memory of a step", [row.temporary_bytes for row in columns], megabytes),
             measured("peak memory of the process", [row.peak_bytes for row in columns], megabytes),
         ]
     )

@@ -25,9 +25,13 @@ RARE_NAME, RARE_NUMBER, RARE_STRING = "<name>", "<number>", "<string>"
 STRUCTURE = (FILE, NEWLINE, INDENT, DEDENT)
 RARE = (RARE_NAME, RARE_NUMBER, RARE_STRING)
 
-# Installed packages are not the standard library. Tables that a script wrote (code pages, build
-# settings) are near copies of each other: they would leak from one split into the other.
-EXCLUDED_FOLDERS = frozenset({"site-packages", "dist-packages", "encodings", "__pycache__"})
+# Installed packages are not the standard library. Its tests are two thirds of it, the same few calls
+# again and again, and many systems leave them out: without them the corpus is the same everywhere.
+# Tables that a script wrote (code pages, build settings) are near copies of each other: they would
+# leak from one split into the other.
+PACKAGES = frozenset({"site-packages", "dist-packages"})
+TESTS = frozenset({"test", "tests", "idle_test"})
+EXCLUDED_FOLDERS = PACKAGES | TESTS | {"encodings"}
 EXCLUDED_FILES = re.compile(r"_sysconfigdata.*|topics\.py")
 VALIDATION_SHARE = 0.05
 SHORTEST_SPLIT = 1000  # tokens
@@ -91,11 +95,10 @@ def source_files(root: Path) -> list[Path]:
 
     def kept(path: Path) -> bool:
         inside = path.relative_to(root)
-        return not (EXCLUDED_FOLDERS & set(inside.parts) or EXCLUDED_FILES.fullmatch(inside.name))
+        excluded = EXCLUDED_FOLDERS & set(inside.parts) or EXCLUDED_FILES.fullmatch(inside.name)
+        return path.is_file() and not excluded
 
-    return sorted(
-        filter(kept, root.rglob("*.py")), key=lambda path: path.relative_to(root).as_posix()
-    )
+    return sorted(filter(kept, root.rglob("*.py")), key=lambda path: path.relative_to(root).as_posix())
 
 
 def is_validation(relative_path: str) -> bool:
@@ -145,9 +148,7 @@ def _string_words(literal: str) -> Iterator[str]:
         yield from _prose_words(literal[len(prefix) + 3 : -3])
         yield quote
     else:
-        yield (
-            literal if len(literal) <= LONGEST_STRING and "f" not in prefix.lower() else RARE_STRING
-        )
+        yield (literal if len(literal) <= LONGEST_STRING and "f" not in prefix.lower() else RARE_STRING)
 
 
 def _prose_words(text: str) -> Iterator[str]:
@@ -210,7 +211,7 @@ def _vocabulary(words: list[str], counts: np.ndarray, size: int) -> tuple[list[s
 
 
 def _rare(word: str) -> str:
-    if word[0].isdigit() or (word[0] == "." and word[1:].isdigit()):
+    if word[0].isdigit() or (word[0] == "." and word[1:2].isdigit()):
         return RARE_NUMBER
     return RARE_STRING if word[-1] in "\"'" else RARE_NAME
 
@@ -260,37 +261,40 @@ def _write_cache(cache: Path, key: str, tokenised: Tokenised) -> None:
 
 def to_text(words: Iterable[str]) -> str:
     """Lays words out as Python source, with spaces where a programmer would put them."""
-    text: list[str] = []
+    text = ""
     brackets: list[str] = []
-    level, previous, prose, glue = 0, NEWLINE, "", False
+    level, previous, prose, sign = 0, NEWLINE, "", False
     for word in words:
         if word == FILE:
             continue
         if word in (INDENT, DEDENT):
             level = max(level + (1 if word == INDENT else -1), 0)
-        elif word == NEWLINE:
-            text.append("\n")
+            # No bracket and no text reaches over the edge of a block.
+            brackets, prose = [], ""
+            continue
+        if word == NEWLINE:
+            text = text.rstrip() + "\n"
             prose = "" if prose == "#" else prose
+        elif not text or text.endswith("\n"):
+            text += "    " * level + word
+        elif prose:
+            glued = word in (prose, *").,;:!?") or (previous.endswith(prose) and prose != "#")
+            text += word if glued or previous == "(" else " " + word
+        elif sign or _glued(previous, word, brackets):
+            text += word
         else:
-            if previous in (NEWLINE, INDENT, DEDENT):
-                text.append("    " * level)
-            elif prose:
-                glue = word in (prose, *").,;:!?") or (previous.endswith(prose) and prose != "#")
-                text.append("" if glue or previous == "(" else " ")
-            elif not glue and not _glued(previous, word, brackets):
-                text.append("  " if word == "#" else " ")
-            text.append(word)
-            glue = not prose and word in _SIGNS and not _is_operand(previous)
-            if prose:
-                prose = "" if word == prose else prose
-            elif word == "#" or word.endswith(_TRIPLE_QUOTES):
-                prose = word[-3:]
-            elif word in tuple("([{"):
-                brackets.append(word)
-            elif word in tuple(")]}") and brackets:
-                brackets.pop()
+            text += ("  " if word == "#" else " ") + word
+        sign = not prose and word in _SIGNS and not _is_operand(previous)
+        if prose:
+            prose = "" if word == prose else prose
+        elif word == "#" or word.endswith(_TRIPLE_QUOTES):
+            prose = word[-3:]
+        elif word in tuple("([{"):
+            brackets.append(word)
+        elif word in tuple(")]}") and brackets:
+            brackets.pop()
         previous = word
-    return "".join(text).strip("\n")
+    return text.strip("\n")
 
 
 def _glued(previous: str, word: str, brackets: Sequence[str]) -> bool:
@@ -306,6 +310,6 @@ def _glued(previous: str, word: str, brackets: Sequence[str]) -> bool:
 
 
 def _is_operand(word: str) -> bool:
-    return word[-1] in ")]}\"'" or (
-        (word[-1].isalnum() or word[-1] == "_") and not keyword.iskeyword(word)
-    )
+    if word[-1].isalnum() or word[-1] == "_":
+        return not keyword.iskeyword(word)
+    return word in RARE or word[-1] in ")]}\"'"

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import jsoftmax
 
 Params = Mapping[str, Any]
+Loss = Callable[[Params, jax.Array, jax.Array], jax.Array]
+Scores = Callable[[Params, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class Head(NamedTuple):
@@ -27,18 +28,18 @@ class Head(NamedTuple):
         logits: (parameters, hidden) -> [*batch, classes], what `generate` samples from.
     """
 
-    init: Callable[[jax.Array, int, np.ndarray], Params]
-    mean_loss: Callable[[Params, jax.Array, jax.Array], jax.Array]
-    scores: Callable[[Params, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    init: Callable[[jax.Array, int, jax.Array], Params]
+    mean_loss: Loss
+    scores: Scores
     logits: Callable[[Params, jax.Array], jax.Array]
 
 
-def dense_init(key: jax.Array, features: int, counts: np.ndarray) -> Params:
+def dense_init(key: jax.Array, features: int, counts: jax.Array) -> Params:
     # The bias starts at the log frequencies: what is left to learn is what the context adds.
-    frequencies = (counts + 0.5) / np.sum(counts + 0.5)
+    smoothed = counts.astype(jnp.float32) + 0.5
     return {
         "kernel": jax.random.normal(key, (features, len(counts))) * 0.02,
-        "bias": jnp.asarray(np.log(frequencies), jnp.float32),
+        "bias": jnp.log(smoothed / jnp.sum(smoothed)),
     }
 
 
@@ -52,9 +53,7 @@ def dense_mean_loss(params: Params, hidden: jax.Array, labels: jax.Array) -> jax
     return jsoftmax.weighted_mean(losses)
 
 
-def dense_scores(
-    params: Params, hidden: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def dense_scores(params: Params, hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     logits = dense_logits(params, hidden)
     stats = jsoftmax.row_stats(logits, labels, statistics=("nll", "correct"))
     return stats.nll, stats.correct

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import jsoftmax
 
-FEATURES = 128
+FEATURES = 96
 ATTENTION_HEADS = 4
 REACH = 4  # words that the convolution sees, the current one included
 CONTEXT = 64  # words that the attention sees, the current one included
@@ -27,7 +27,8 @@ def init(key: jax.Array, vocab_size: int) -> Params:
         return jax.random.normal(next(keys), (inputs, outputs)) * (gain * inputs**-0.5)
 
     return {
-        "embedding": jax.random.normal(next(keys), (vocab_size, d)),
+        # Normalised before use: small at the start only means that they turn quickly.
+        "embedding": jax.random.normal(next(keys), (vocab_size, d)) * 0.02,
         "convolution": dense(REACH * d, 2 * d),
         "convolution_out": dense(d, d, gain=0.5),
         "attention": dense(d, 3 * d),

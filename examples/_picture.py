@@ -11,6 +11,7 @@ matplotlib.use("Agg")  # before pyplot: no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 INK, PALE, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 COLOURS = {"jsoftmax": "#0b7a75", "optax": "#f08a24"}
@@ -111,7 +112,11 @@ def _perplexities(axes: Axes, curves: Mapping[str, Any]) -> None:
                 ha="center",
                 weight="bold",
             )
-    axes.set(xlabel="step", ylabel="perplexity per token", xlim=(0, None), ylim=(0, None))
+    axes.margins(0.08)
+    axes.set(xlabel="step", ylabel="perplexity per token", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _gap(axes: Axes, curves: Mapping[str, Any]) -> None:
@@ -122,9 +127,7 @@ def _gap(axes: Axes, curves: Mapping[str, Any]) -> None:
     axes.set(xlabel="step", ylabel="relative difference", xlim=(0, None), ylim=(3e-8, 1))
 
 
-def _bars(
-    axes: Axes, rows: Mapping[str, Any], field: str, title: str, scale: float, unit: str
-) -> None:
+def _bars(axes: Axes, rows: Mapping[str, Any], field: str, title: str, scale: float, unit: str) -> None:
     known = {name: row[field] * scale for name, row in rows.items() if row[field] is not None}
     axes.set_title(title)
     bars = axes.barh(

@@ -45,12 +45,11 @@ def continue_prompt(
 ) -> str:
     """`PROMPT` continued by `LENGTH` words, laid out as source code."""
     words = list(_corpus.words_of_source(PROMPT))
-    ruled_out = {_corpus.FILE, *_corpus.RARE}
     ids = generate(
         head,
         params,
         corpus.encode(words[: words.index("pass")]),
-        allowed=np.array([word not in ruled_out for word in corpus.words]),
+        allowed=np.array([word != _corpus.FILE for word in corpus.words]),
         temperature=temperature,
         key=jax.random.key(seed),
         length=LENGTH,

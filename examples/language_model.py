@@ -25,6 +25,7 @@ import _comparison
 import _corpus
 import _picture
 import _sampling
+import jax
 import numpy as np
 from _heads import HEADS, OPTAX_HEAD, Head
 from _network import CONTEXT
@@ -40,24 +41,29 @@ from _training import (
 )
 from tqdm import tqdm
 
-CURVE_BATCHES = 16  # of the validation split, scored at each checkpoint
+CURVE_BATCHES = 8  # of the validation split, scored at each checkpoint
 TEMPERATURES = (0.5, 0.9)
 
 
 def train(
-    head: Head, run: Run, corpus: _corpus.Corpus, folder: Path, every: int, resume: bool
+    head: Head,
+    train_step: jax.stages.Compiled,
+    run: Run,
+    corpus: _corpus.Corpus,
+    folder: Path,
+    every: int,
 ) -> tuple[State, _checkpoints.History]:
-    """Trains to the end, from the last checkpoint in `folder` if asked to and if there is one."""
+    """Trains to the end, from the last checkpoint in `folder` where there is one."""
     state = init_state(head, run, corpus.counts)
     history: _checkpoints.History = {"loss": [], "validation": []}
     with _checkpoints.open_folder(folder) as checkpoints:
-        saved = _checkpoints.restore(checkpoints, run, state) if resume else None
+        curve_batches = validation_batches(corpus, CURVE_BATCHES)
+        saved = _checkpoints.restore(checkpoints, run, state)
         if saved:
             state, history = saved
+            print(f"{folder.name}: resumed after step {len(history['loss'])} of {run.steps}")
         else:
-            _checkpoints.clear(checkpoints)
-        train_step = compile_train_step(head, run, state)
-        curve_batches = validation_batches(corpus, CURVE_BATCHES)
+            history["validation"].append([0, *evaluate(head, state["params"], curve_batches)])
         with _progress(folder.name, len(history["loss"]), run.steps) as progress:
             for step in range(len(history["loss"]), run.steps):
                 state, loss = train_step(state, training_batch(corpus, run, step))
@@ -65,8 +71,8 @@ def train(
                 progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 progress.update(BATCH * CONTEXT)
                 if (step + 1) % every == 0 or step + 1 == run.steps:
-                    nats, accuracy = evaluate(head, state["params"], curve_batches)
-                    history["validation"].append([step + 1, float(nats), float(accuracy)])
+                    scores = evaluate(head, state["params"], curve_batches)
+                    history["validation"].append([step + 1, *scores])
                     _checkpoints.save(checkpoints, run, state, history)
     return state, history
 
@@ -103,14 +109,18 @@ def demo(arguments: argparse.Namespace) -> None:
     if arguments.compare:
         heads["optax"] = OPTAX_HEAD
 
-    states, curves = {}, {}
+    folders = {name: out / "checkpoints" / name for name in heads}
+    if not arguments.resume:
+        for folder in folders.values():
+            _checkpoints.clear(folder)
+    steps, states, curves = {}, {}, {}
     for name, head in heads.items():
-        folder = out / "checkpoints" / name
+        steps[name] = compile_train_step(head, run)
         states[name], curves[name] = train(
-            head, run, corpus, folder, arguments.every, arguments.resume
+            head, steps[name], run, corpus, folders[name], arguments.every
         )
-        _, nats, accuracy = curves[name]["validation"][-1]
-        print(f"{name}: validation perplexity {math.exp(nats):.2f}, accuracy {accuracy:.1%}")
+        (_, before, _), *_, (_, after, _) = curves[name]["validation"]
+        print(f"{name}: validation perplexity {math.exp(before):.1f} -> {math.exp(after):.1f}")
 
     params = states["jsoftmax"]["params"]
     samples = {}
@@ -127,17 +137,16 @@ def demo(arguments: argparse.Namespace) -> None:
         "samples": samples,
     }
     if arguments.compare:
-        metrics["comparison"] = report(heads, states, curves, corpus, run)
+        metrics["comparison"] = report(heads, steps, states, curves, corpus, run)
     _picture.draw(out / "curves.png", metrics)
     metrics["seconds"] = time.perf_counter() - started
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    print(
-        f"\n{metrics['seconds']:.0f} s in all; metrics.json and curves.png are in {arguments.out}"
-    )
+    print(f"\n{metrics['seconds']:.0f} s in all; metrics.json and curves.png are in {arguments.out}")
 
 
 def report(
     heads: dict[str, Head],
+    steps: dict[str, jax.stages.Compiled],
     states: dict[str, State],
     curves: dict[str, _checkpoints.History],
     corpus: _corpus.Corpus,
@@ -151,7 +160,7 @@ def report(
         "first_step": float(abs(first[0] / second[0] - 1)),
         "whole_curve": float(np.max(np.abs(first / second - 1))),
     }
-    rows = _comparison.compare(heads, states, corpus, run)
+    rows = _comparison.compare(heads, steps, states, corpus, run)
     print(f"\n--- the same training with either loss ---\n{_comparison.table(rows)}")
     print(
         f"The losses differ by at most {gaps['same_parameters']:.1e} of their size on the same "
@@ -179,7 +188,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--every",
         type=int,
-        default=50,
+        default=40,
         metavar="N",
         help="steps from one validation and checkpoint to the next",
     )
@@ -212,9 +221,7 @@ def parse_arguments() -> argparse.Namespace:
     for name, least in {"steps": 1, "vocab": 100, "seed": 0, "every": 1}.items():
         given = getattr(arguments, name)
         if given < least:
-            parser.exit(
-                2, f"{parser.prog}: error: --{name} must be at least {least}, got {given}\n"
-            )
+            parser.exit(2, f"{parser.prog}: error: --{name} must be at least {least}, got {given}\n")
     return arguments
 
 
@@ -223,6 +230,8 @@ def main() -> None:
         demo(parse_arguments())
     except (_corpus.CorpusError, _checkpoints.OtherRunError) as error:
         sys.exit(f"language_model.py: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; --resume goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def floating(function: str, name: str, x: Any) -> None:
 
 def axes(function: str, axis: Axis | None, ndim: int) -> tuple[int, ...]:
     """The class axes as non-negative numbers in the order given; `None` means all."""
-    given = range(ndim) if axis is None else [axis] if isinstance(axis, int | np.integer) else axis
+    given = range(ndim) if axis is None else axis if isinstance(axis, tuple | list) else [axis]
     found = []
     for a in given:
         if isinstance(a, bool) or not isinstance(a, int | np.integer):
@@ -132,6 +132,12 @@ def number_like(function: str, name: str, x: Any) -> None:
     dtype = None if isinstance(x, str) or x is None else jnp.result_type(x)
     if dtype is None or not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
         raise TypeError(f"{function}: {name} must be a real number, got {x!r}; pass a float.")
+
+
+def integer(function: str, name: str, x: Any) -> None:
+    """Refuses what is not one integer."""
+    if isinstance(x, str | bool) or not jnp.issubdtype(jnp.result_type(x), jnp.integer) or jnp.shape(x):
+        raise TypeError(f"{function}: {name} must be an integer, got {x!r}; pass a Python int.")
 
 
 def number(function: str, name: str, x: Any, holds: Callable[[Any], bool], rule: str) -> None:

@@ -10,6 +10,8 @@ tied maxima keep their `exp(0)` terms, whose value is 1 and whose derivative is 
 Imports `_typing`.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -18,10 +20,36 @@ from jsoftmax._typing import Array
 # A temperature below this acts as its limit 0; dividing by it cannot overflow a rounding error.
 _COLDEST = 1e-30
 
+# Below this sum of exponentials, subtracting the maximum's 1 would cost more than 4 bits.
+_DOMINATED = 1.0625
+
+# Below this sum of the others, their gaps are so large that rounding them costs more than 4 bits.
+_FAR = 1.1e-7
+
+# The gap at which exp is 0, by the size of the dtype; and what makes any gap at least 1.
+_UNDERFLOW = {4: 110.0, 8: 800.0}
+_HUGE = 1e38
+
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     """The dtype that a row of `dtype` is reduced in: float32 or wider."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def widened(labels: Array) -> Array:
+    """Integer labels as int32, which no number of classes overflows; what does not fit stays wrong."""
+    info, fits = jnp.iinfo(labels.dtype), jnp.iinfo(jnp.int32)
+    if info.max > fits.max:
+        labels = jnp.minimum(labels, fits.max)
+    if info.min < fits.min:
+        labels = jnp.maximum(labels, fits.min)
+    return labels.astype(jnp.int32)
+
+
+def sharded_like(x: Array, like: Array) -> Array:
+    """`x` laid out as `like` on a mesh with explicit axes; elsewhere `x`."""
+    sharding = jax.typeof(like).sharding
+    return x if jax.typeof(x).sharding.spec == sharding.spec else jax.sharding.reshard(x, sharding)
 
 
 def row(x: Array) -> Array:
@@ -51,42 +79,119 @@ def total(x: Array, axis_name: str | None = None) -> Array:
     return s if axis_name is None else jax.lax.psum(s, axis_name)
 
 
-def gaps(v: Array, m: Array, temperature: Array | None = None) -> tuple[Array, Array, Array]:
-    """Returns `g = (v - m)/T`, `e = exp(g)`, and which classes have no chance at all.
+def _centre(v: Array, m: Array) -> tuple[float, Array]:
+    """The largest finite number, and what to subtract: `m`, finite, 0 in a row without a score."""
+    largest = float(jnp.finfo(v.dtype).max)
+    return largest, row(jnp.where(m == -jnp.inf, 0, jnp.minimum(m, largest)))
+
+
+def _floor(v: Array, m: Array, temperature: Array | None) -> Array:
+    """A score so far below the maximum that its exponential is 0."""
+    largest, centre = _centre(v, m)
+    reach = _UNDERFLOW[v.dtype.itemsize] * (1.0 if temperature is None else temperature)
+    reach = jnp.minimum(jnp.maximum(reach, jnp.abs(centre) * 1e-5), largest / 2)
+    return jnp.maximum(centre - reach, -largest)
+
+
+def _difference(a: Array, b: Array) -> tuple[Array, Array]:
+    """`a - b` rounded, and its rounding error, exactly (Knuth's TwoDiff)."""
+    gap = a - b
+    back = gap - a
+    return gap, (a - (gap - back)) - (b + back)
+
+
+def exponentials(v: Array, m: Array, temperature: Array | None = None) -> Array:
+    """`exp((v - m)/T)` to the last digits: 1 for the maximum, 0 for −inf and beside +inf.
+
+    Rounding `v - m` would cost up to 64 ulp; `exp` is corrected by the error to first order.
+    """
+    largest, centre = _centre(v, m)
+    floor = _floor(v, m, temperature)
+    near = jnp.where(v > floor, jnp.where(v < jnp.inf, v, largest), floor)
+    gap, error = _difference(near, centre)
+    if temperature is None:
+        return jnp.exp(gap) * (1 + error)
+    e = jnp.exp(gap / temperature) * (1 + error / temperature)
+    return jnp.where(v == -jnp.inf, 0, e)
+
+
+def gaps(v: Array, m: Array, temperature: Array | None = None) -> tuple[Array, Array]:
+    """Returns `(v - m)/T`, kept finite, and which classes have no chance at all.
 
     Those are infinitely far below the maximum: −inf, or finite beside +inf, or so far that the gap
-    overflows. Their `g` is 0, so that nothing derived from it is a NaN, and their `e` is 0.
-
-    Rounding `v - m` costs `exp` up to 64 ulp; the error is known exactly (Knuth's TwoDiff), and
-    `exp` is corrected by it to first order.
+    overflows.
     """
-    m = row(m)
-    centre = jnp.where(jnp.abs(m) < jnp.inf, m, 0)
-    lowest = jnp.where(m < jnp.inf, float(jnp.finfo(v.dtype).min), jnp.inf)
-    inside = v - centre > lowest
-    hopeless = (v - centre <= lowest) & (v < jnp.inf)
-    base = jnp.where(inside, v, centre)
-    gap = base - centre
-    back = gap - base
-    error = (base - (gap - back)) - (centre + back)
+    largest, centre = _centre(v, m)
+    lowest = jnp.where(row(m) == jnp.inf, jnp.inf, jnp.maximum(centre - largest, -largest))
+    gap = jnp.maximum(jnp.minimum(v, largest) - centre, -largest)
     if temperature is not None:
-        gap, error = gap / temperature, error / temperature
-    e = jnp.where(inside, jnp.exp(gap) * (1 + error), jnp.where(v == jnp.inf, 1, 0).astype(v.dtype))
-    return gap, e, hopeless
+        gap = jnp.maximum(gap / temperature, -largest)
+    return gap, v < lowest
 
 
-def rest_of(v: Array, m: Array, e: Array, empty: Array | bool, axis_name: str | None = None) -> Array:
-    """`Σ e - 1` without cancellation; NaN where the row has no distribution.
+def rest_of(
+    scores: Callable[[], Array],
+    m: Array,
+    temperature: Array | None,
+    empty: Array | bool,
+    axis_name: str | None = None,
+) -> Array:
+    """`Σ exp((v - m)/T) - 1` without cancellation; NaN where the row has no distribution.
 
-    `empty` marks the rows with every class masked: their `rest` is 0, so that everything derived
-    from it is finite.
+    Args:
+        scores: Makes `v`; called where it is needed, so that a branch not taken does not store it.
+        m: The maxima of the rows.
+        temperature: `[*batch, 1]`, or none.
+        empty: The rows with every class masked: their `rest` is 0, and what follows from it finite.
+        axis_name: The mesh axis that shards the classes.
     """
-    below = v < row(m)
-    rest = total(jnp.where(below, e, 0), axis_name)
-    rest += total(jnp.where(below, 0, e), axis_name) - 1
+
+    def plain() -> Array:
+        v = scores()
+        gap = v - row(jnp.where(jnp.abs(m) < jnp.inf, m, 0))
+        if temperature is not None:
+            far = jnp.maximum(gap, float(jnp.finfo(v.dtype).min)) / temperature
+            gap = jnp.where(v == -jnp.inf, -jnp.inf, far)
+        return total(jnp.exp(gap), axis_name)
+
+    def others(corrected: bool) -> Array:
+        v = scores()
+        largest, centre = _centre(v, m)
+        near = jnp.minimum(jnp.maximum(v, _floor(v, m, temperature)), largest)
+        gap, error = _difference(near, centre)
+        if temperature is not None:
+            gap, error = gap / temperature, error / temperature
+        e = jnp.exp(gap) * (1 + error) if corrected else jnp.exp(gap)
+        return total(e * jnp.minimum(1, -_HUGE * gap), axis_name)
+
+    def tied_infinities() -> Array:
+        return total((scores() == jnp.inf).astype(m.dtype), axis_name) - 1
+
+    # On a CPU, XLA sums a chain of plain arithmetic in one pass over memory, and puts the operand of
+    # anything else, a comparison or a selection, into an array of full size first. So the common
+    # case is the plain sum, as fast as any; the others cost a pass each and run only if a row needs
+    # them: where one class dominates, the sum without the maximum; where it does so by more than 16,
+    # the same of corrected terms. The plain sum also tells of a NaN, which XLA's maximum of a long
+    # row on a CPU may not.
+    s = plain()
+    dominated, infinite = s < _DOMINATED, m == jnp.inf
+    rest = _where_any(dominated, lambda: others(False), s - 1, axis_name)
+    rest = _where_any(dominated & (rest < _FAR), lambda: others(True), rest, axis_name)
+    rest = _where_any(infinite, tied_infinities, rest, axis_name)
     none = (m == -jnp.inf) & ~jnp.asarray(empty)
-    undefined = jnp.isnan(m) | ((m == jnp.inf) & (rest > 0)) | none
-    return jnp.where(undefined, jnp.nan, jnp.where(m == -jnp.inf, 0, rest))
+    undefined = jnp.isnan(s) | jnp.isnan(m) | (infinite & (rest > 0)) | none
+    rest = jnp.where(undefined, jnp.nan, jnp.where(m == -jnp.inf, 0, rest))
+    # Whatever way the value took, its derivative is the plain sum's.
+    moving = jnp.where(jnp.isfinite(s), s, 0)
+    return jax.lax.stop_gradient(rest) + (moving - jax.lax.stop_gradient(moving))
+
+
+def _where_any(flag: Array, make: Callable[[], Array], other: Array, axis_name: str | None) -> Array:
+    """`where(flag, make(), other)`, without calling `make` at run time where no row needs it."""
+    if axis_name is None:
+        return jnp.where(flag, jax.lax.cond(jnp.any(flag), make, lambda: other), other)
+    # Devices that disagree about the branch would wait for each other in its collectives.
+    return jnp.where(flag, make(), other)
 
 
 def gap_at(v_at: Array, m: Array, temperature: Array | None = None) -> Array:
@@ -94,7 +199,8 @@ def gap_at(v_at: Array, m: Array, temperature: Array | None = None) -> Array:
     finite = jnp.abs(m) < jnp.inf
     gap = jnp.where(finite, v_at, 0) - jnp.where(finite, m, 0)
     if temperature is not None:
-        gap = gap / temperature
+        possible = gap > -jnp.inf
+        gap = jnp.where(possible, jnp.where(possible, gap, 0) / temperature, -jnp.inf)
     return jnp.where(v_at == m, jnp.where(finite, gap, 0), jnp.where(m == jnp.inf, -jnp.inf, gap))
 
 

@@ -5,7 +5,7 @@
 way round: a loss knows its gradient, not its tangent. `custom_vjp` here takes the backward rule and
 gets the tangent by transposing it.
 
-Imports nothing of this package.
+Imports `_numerics`.
 """
 
 import dataclasses
@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
+
+from jsoftmax._numerics import sharded_like
 
 
 def custom_vjp(
@@ -160,7 +162,7 @@ def _cotangent_for(leaf: Any, ct: Any, name: str) -> Any:
     # cotangent, and only the sum is the same everywhere.
     partial = tuple(sorted(_varying(ct) - _varying(leaf)))
     ct = jax.lax.psum(ct, partial) if partial else ct
-    return jnp.asarray(ct, jnp.result_type(leaf))
+    return sharded_like(jnp.asarray(ct, jnp.result_type(leaf)), leaf)
 
 
 def _has_derivative(x: Any) -> bool:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._numerics import accumulator, nan_unless, row, scaled, total
+from jsoftmax._numerics import accumulator, nan_unless, row, scaled, total, widened
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
 from jsoftmax.maps import all_masked, classes_last, row_temperature
 from jsoftmax.statistics import (
@@ -204,7 +204,7 @@ def _cross_entropy(
     axis_name: str | None,
 ) -> Array:
     logits, labels, where = rows(logits, labels, where, axis)
-    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    dtype = accumulator(logits.dtype)
     indices = jnp.issubdtype(labels.dtype, jnp.integer)
     ignored = labels == ignore_index if ignore_index is not None else None
     if ignored is not None:
@@ -267,7 +267,7 @@ def _row_stats(
         v = scores(*jax.lax.stop_gradient((logits, labels)), where, transform, axis_name)
         truth = labels if indices else first_largest(labels, axis_name)
         correct = first_largest(v, axis_name) == truth
-        correct &= ~jnp.asarray(empty)
+        correct &= ~(jnp.asarray(empty) | jnp.isnan(raw["rest"]))
         correct = correct if ignored is None else correct & ~ignored
         stats = dataclasses.replace(stats, correct=correct)
     return stats
@@ -281,7 +281,7 @@ def rows(
         where = classes_last(jnp.broadcast_to(where, logits.shape), axis)
     logits = classes_last(logits, axis)
     if jnp.issubdtype(labels.dtype, jnp.integer):
-        return logits, labels.astype(jnp.promote_types(labels.dtype, jnp.int32)), where
+        return logits, widened(labels), where
     labels = classes_last(labels, axis)
     return logits, labels.astype(accumulator(logits.dtype)), where
 
@@ -294,6 +294,8 @@ def _checked(
     axes = _checks.axes(name, axis, z.ndim)
     indices = _checks.labels(name, z.shape, _batch(z.shape, axes), y)
     _checks.mask(name, z.shape, where)
+    if ignore_index is not None:
+        _checks.integer(name, "ignore_index", ignore_index)
     if ignore_index is not None and not indices:
         raise ValueError(
             f"{name}: ignore_index must be None for labels that are distributions, got "

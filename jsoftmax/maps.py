@@ -15,7 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._numerics import accumulator, gaps, maximum, rest_of, row, safe_temperature, total
+from jsoftmax._numerics import (
+    accumulator,
+    exponentials,
+    gaps,
+    maximum,
+    rest_of,
+    row,
+    safe_temperature,
+    total,
+)
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.autodiff import custom_vjp
 
@@ -64,8 +73,8 @@ def rows_like(v: Array, flag: Array | bool) -> Array:
 @custom_vjp
 def _softmax(v: Array, temperature: Array | None, empty: Array) -> Array:
     m = maximum(v)
-    _, e, _ = gaps(v, m, temperature)
-    return e / row(1 + rest_of(v, m, e, empty))
+    share = 1 / (1 + rest_of(lambda: v, m, temperature, empty))
+    return exponentials(v, m, temperature) * row(share)
 
 
 def _softmax_fwd(v: Array, temperature: Array | None, empty: Array) -> tuple[Array, Any]:
@@ -88,8 +97,8 @@ _softmax.defvjp(_softmax_fwd, _softmax_bwd)
 @custom_vjp
 def _log_softmax(v: Array, temperature: Array | None, empty: Array) -> tuple[Array, Array, Array]:
     m = maximum(v)
-    g, e, hopeless = gaps(v, m, temperature)
-    rest = rest_of(v, m, e, empty)
+    g, hopeless = gaps(v, m, temperature)
+    rest = rest_of(lambda: v, m, temperature, empty)
     hopeless &= row(~jnp.isnan(rest))
     return jnp.where(hopeless, -jnp.inf, g - row(jnp.log1p(rest))), m, rest
 
@@ -101,7 +110,8 @@ def _log_softmax_fwd(v: Array, temperature: Array | None, empty: Array) -> tuple
 
 def _log_softmax_bwd(residuals: Any, cts: Any) -> tuple[Array, Array | None, None]:
     v, temperature, m, rest = residuals
-    _, e, hopeless = gaps(v, m, temperature)
+    _, hopeless = gaps(v, m, temperature)
+    e = exponentials(v, m, temperature)
     hopeless &= row(~jnp.isnan(rest))
     ct = jnp.where(hopeless, 0, cts[0])
     sum_ct = row(jnp.sum(ct, axis=-1))
@@ -123,8 +133,7 @@ _log_softmax.defvjp(_log_softmax_fwd, _log_softmax_bwd)
 @custom_vjp
 def _logsumexp(v: Array, empty: Array) -> tuple[Array, Array, Array]:
     m = maximum(v)
-    _, e, _ = gaps(v, m)
-    rest = rest_of(v, m, e, empty)
+    rest = rest_of(lambda: v, m, None, empty)
     finite = jnp.abs(m) < jnp.inf
     return jnp.where(finite, m + jnp.log1p(jnp.where(finite, rest, 0)), m), m, rest
 
@@ -136,8 +145,7 @@ def _logsumexp_fwd(v: Array, empty: Array) -> tuple[Any, Any]:
 
 def _logsumexp_bwd(residuals: Any, cts: Any) -> tuple[Array, None]:
     v, m, rest = residuals
-    _, e, _ = gaps(v, m)
-    return e * row(cts[0] / (1 + rest) + cts[2]), None
+    return exponentials(v, m) * row(cts[0] / (1 + rest) + cts[2]), None
 
 
 _logsumexp.defvjp(_logsumexp_fwd, _logsumexp_bwd)
@@ -145,7 +153,7 @@ _logsumexp.defvjp(_logsumexp_fwd, _logsumexp_bwd)
 
 def _through_temperature(dg: Array, v: Array, temperature: Array) -> tuple[Array, Array]:
     """Cotangents of `v` and `T` from that of the gaps `g = (v − m)/T`."""
-    g, _, _ = gaps(v, maximum(v), temperature)
+    g, _ = gaps(v, maximum(v), temperature)
     return dg / temperature, -jnp.sum(dg * g / temperature, axis=-1, keepdims=True)
 
 
@@ -153,7 +161,8 @@ def row_temperature(temperature: ArrayLike | None, v: Array) -> Array | None:
     """One temperature per row, `[*batch, 1]`, safe to divide by."""
     if temperature is None:
         return None
-    per_row = jnp.broadcast_to(jnp.asarray(temperature, v.dtype), v.shape[:-1])
+    dtype = accumulator(v.dtype)
+    per_row = jnp.broadcast_to(jnp.asarray(temperature, dtype), v.shape[:-1])
     return row(safe_temperature(per_row))
 
 

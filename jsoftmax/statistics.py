@@ -13,7 +13,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import gap_at, gaps, maximum, nan_unless, rest_of, row, total
+from jsoftmax._numerics import (
+    exponentials,
+    gap_at,
+    gaps,
+    maximum,
+    nan_unless,
+    rest_of,
+    row,
+    sharded_like,
+    total,
+)
 from jsoftmax._typing import Array
 from jsoftmax.autodiff import custom_vjp
 from jsoftmax.maps import masked
@@ -123,13 +133,19 @@ def num_classes(v: Array, axis_name: str | None) -> int:
     return v.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
 
 
+def is_label(v: Array, labels: Array, axis_name: str | None) -> Array:
+    """Where each row's label is, `[*batch, classes]`, laid out as `v`."""
+    return sharded_like(class_ids(v, axis_name) == row(labels), v)
+
+
 def at_label(v: Array, labels: Array, axis_name: str | None = None) -> Array:
     """The entry of `v`, `[*batch, classes]` or `[classes]`, at each label; 0 at a label of no class."""
-    spec = jax.typeof(v).sharding.spec
-    if not v.shape[-1] or (len(spec) == v.ndim and spec[-1] is not None):
+    classes_sharded = jax.typeof(v).sharding.spec[-1:] not in ((), (None,))
+    rows_sharded = v.ndim == 1 and any(jax.typeof(labels).sharding.spec)
+    if not v.shape[-1] or classes_sharded or rows_sharded:
         # On a mesh with explicit axes a gather cannot reach over the shards, a comparison can.
         like = jnp.broadcast_to(v, labels.shape + v.shape[-1:])
-        return total(jnp.where(class_ids(like, axis_name) == row(labels), like, 0), axis_name)
+        return total(jnp.where(is_label(like, labels, axis_name), like, 0), axis_name)
     local = labels if axis_name is None else labels - jax.lax.axis_index(axis_name) * v.shape[-1]
     here = (local >= 0) & (local < v.shape[-1])
     index = jnp.where(here, local, 0)
@@ -155,7 +171,7 @@ def scores(
     target = None
     if transform.needs_target:
         indices = jnp.issubdtype(labels.dtype, jnp.integer)
-        target = class_ids(v, axis_name) == row(labels) if indices else labels
+        target = is_label(v, labels, axis_name) if indices else labels
         target = target.astype(v.dtype)
     impossible = v == -jnp.inf
     return jnp.where(impossible, -jnp.inf, transform(jnp.where(impossible, 0, v), target))
@@ -178,10 +194,14 @@ def _reduce_rows(
     that are not masked, `mean` the mean of `g` over them; `expected` is `Σ p g`.
     """
     axis, wanted = reduction.axis_name, reduction.statistics
-    v = scores(logits, labels, where, transform, axis)
+
+    def recompute() -> Array:
+        return scores(logits, labels, where, transform, axis)
+
+    v = recompute()
     m = maximum(v, axis)
-    g, e, hopeless = gaps(v, m, temperature)
-    rest = rest_of(v, m, e, empty, axis)
+    rest = rest_of(recompute, m, temperature, empty, axis)
+    g, hopeless = gaps(v, m, temperature)
     log_sum = jnp.log1p(rest)
 
     def gap_sum(share: Array) -> Array:
@@ -194,7 +214,7 @@ def _reduce_rows(
         t = None if temperature is None else temperature[..., 0]
         out["nll"] = log_sum - gap_at(at_label(v, labels, axis), m, t)
     elif "nll" in wanted:
-        q = _kept(labels, where, reduction)
+        q = _kept(labels, where, hopeless, reduction)
         out["nll"] = log_sum * total(q, axis) - gap_sum(q)
     if "nll" in wanted:
         out["nll"] = jnp.where(empty, 0, out["nll"])
@@ -205,7 +225,7 @@ def _reduce_rows(
         allowed = _allowed(v, where, None)
         out["mean"] = gap_sum(allowed) / jnp.maximum(total(allowed, axis), 1)
     if "expected" in wanted:
-        out["expected"] = total(e * g, axis) / (1 + rest)
+        out["expected"] = total(exponentials(v, m, temperature) * g, axis) / (1 + rest)
     defined = nan_unless(~jnp.isnan(rest), rest.dtype)
     return {name: x if name == "maximum" else x * defined for name, x in out.items()}
 
@@ -229,7 +249,8 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
 
     v, pull = jax.vjp(prepare, logits, transform, q)
     m, rest = out["maximum"], out["rest"]
-    g, e, hopeless = gaps(v, m, temperature)
+    g, hopeless = gaps(v, m, temperature)
+    e = exponentials(v, m, temperature)
     share = row(1 / (1 + rest))
     cost = row(jnp.log1p(rest)) - g
     hopeless &= row(~jnp.isnan(rest))
@@ -252,7 +273,7 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
     # The label's p − 1 is minus the others' share: no cancellation where the label dominates. `1 - e`
     # is 0 at the maximum and carries its derivative.
     if "nll" in cts and soft:
-        q = _kept(labels, where, reduction)
+        q = _kept(labels, where, hopeless, reduction)
         ct, mass = row(cts["nll"]), row(total(q, axis))
         near = (v == row(m)) & (2 * q >= mass)
         others = (row(rest) + (1 - e)) * share
@@ -261,10 +282,11 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
     elif "nll" in cts:
         ct = row(cts["nll"]) * share
         v_y = row(at_label(v, labels, axis))
-        _, e_y, _ = gaps(v_y, m, temperature)
+        e_y = exponentials(v_y, m, temperature)
         others = jnp.where(v_y == row(m), row(rest) + (1 - e_y), row(1 + rest) - e_y)
-        is_label = class_ids(v, axis) == row(labels)
-        dg += jnp.where(is_label, scale * e_y - ct * others, (ct + scale) * e)
+        d_label = jnp.where(gaps(v_y, m)[1], 0, scale * e_y - ct * others)
+        at_y = is_label(v, labels, axis)
+        dg += jnp.where(at_y, d_label, (ct + scale) * e)
     else:
         dg += scale * e
 
@@ -285,11 +307,13 @@ def _are_indices(labels: Array) -> bool:
     return jnp.issubdtype(labels.dtype, jnp.integer)
 
 
-def _kept(q: Array, where: Array | None, reduction: Reduction) -> Array:
-    drop = reduction.drop_masked_mass and where is not None
-    return jnp.where(where, q, 0) if drop else q
+def _kept(q: Array, where: Array | None, hopeless: Array, reduction: Reduction) -> Array:
+    """The label's shares; those of classes without a chance are constants, as if deleted."""
+    if reduction.drop_masked_mass and where is not None:
+        q = jnp.where(where, q, 0)
+    return jnp.where(hopeless, jax.lax.stop_gradient(q), q)
 
 
 def _allowed(v: Array, where: Array | None, weights: Array | None) -> Array:
-    ones = jnp.ones_like(v) if weights is None else jnp.broadcast_to(weights, v.shape)
-    return ones if where is None else jnp.where(where, ones, 0)
+    w = jnp.ones_like(v) if weights is None else jnp.broadcast_to(weights, v.shape)
+    return w if where is None else jnp.where(where, w, 0)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._numerics import row, safe_temperature
+from jsoftmax._numerics import nan_unless, row, safe_temperature
 from jsoftmax._typing import Array, ArrayLike
 
 
@@ -109,7 +109,7 @@ class Softcap(LogitTransform):
 
     def __call__(self, logits: Array, target: Array | None = None) -> Array:
         cap = _per_row(self.cap, logits)
-        cap = jnp.where(cap > 0, cap, jnp.nan)
+        cap = cap * nan_unless(cap > 0, cap.dtype)
         return cap * jnp.tanh(logits / cap)
 
 

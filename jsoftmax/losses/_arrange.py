@@ -3,8 +3,6 @@
 Imports `_checks`, `maps`.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from jsoftmax import _checks
@@ -59,8 +57,18 @@ def pair(
     return classes_last(x, axes), classes_last(y, axes), mask_rows(function, where, x.shape, axes)
 
 
-def both(x: ArrayLike, y: ArrayLike) -> tuple[Any, Any]:
-    """Two arrays broadcast against each other."""
-    a, b = map(_checks.array, (x, y))
-    shape = jnp.broadcast_shapes(a.shape, b.shape)
+def both(function: str, logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
+    """Logits and labels broadcast against each other."""
+    a, b = map(_checks.array, (logits, labels))
+    if jnp.issubdtype(b.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{function}: labels must have a real dtype, got {b.dtype}; take the real part."
+        )
+    try:
+        shape = jnp.broadcast_shapes(a.shape, b.shape)
+    except ValueError as misfit:
+        raise ValueError(
+            f"{function}: labels must broadcast with logits {list(a.shape)}, got {list(b.shape)}; "
+            "give them one shape."
+        ) from misfit
     return jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape)

@@ -230,5 +230,6 @@ def _smooth(y: Array, where: Array | None, alpha: ArrayLike) -> Array:
     if where is None:
         uniform = 1 / max(y.shape[-1], 1)
     else:
-        uniform = where.astype(dtype) / jnp.maximum(jnp.sum(where, axis=-1, keepdims=True), 1)
+        share = where.astype(dtype)
+        uniform = share / jnp.maximum(jnp.sum(share, axis=-1, keepdims=True), 1)
     return ((1 - a) * y.astype(dtype) + a * uniform).astype(y.dtype)

@@ -3,8 +3,6 @@
 Imports `autodiff`, `_numerics`, `_checks`.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -74,7 +72,7 @@ def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
         Goodfellow et al., Deep Learning, 2016, section 6.2.2.
     """
     _checks.floating("sigmoid_binary_cross_entropy", "logits", logits)
-    return _binary(*both(logits, labels))
+    return _binary(*both("sigmoid_binary_cross_entropy", logits, labels))
 
 
 def multilabel_cross_entropy(
@@ -163,7 +161,9 @@ def sigmoid_focal_loss(
     _checks.floating(name, "logits", logits)
     _checks.scalar(name, "gamma", gamma)
     _checks.number(name, "gamma", gamma, lambda g: g >= 0, "at least 0")
-    return _focal(*both(logits, labels), alpha, gamma)
+    if alpha is not None:
+        _checks.scalar(name, "alpha", alpha)
+    return _focal(*both(name, logits, labels), alpha, gamma)
 
 
 @jax.jit
@@ -183,12 +183,13 @@ def _multilabel(x: Array, y: Array, where: Array | None, pos_weight: ArrayLike |
     return jnp.sum(cost if where is None else jnp.where(where, cost, 0), axis=-1)
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _focal(x: Array, y: Array, alpha: ArrayLike | None, gamma: ArrayLike) -> Array:
     dtype = accumulator(x.dtype)
     x, y, gamma = x.astype(dtype), y.astype(dtype), jnp.asarray(gamma, dtype)
     gamma = gamma * nan_unless(gamma >= 0, dtype)
-    yes, no = sigmoids(x)
+    # Beyond these bounds the factor is constant; at ±inf its derivative 0 would meet an infinite cost.
+    yes, no = sigmoids(jnp.where(jnp.abs(x) < 80, x, 80 * jnp.sign(x)))
     missed = (1 - y) * yes + y * no
     cost = logistic_cost(x, y, 1 - y)
     # A miss of 0 has a derivative only through its cost: 0^γ would give it a NaN.

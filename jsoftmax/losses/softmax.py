@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._numerics import accumulator, nan_unless, scaled
+from jsoftmax._numerics import accumulator, nan_unless, scaled, widened
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.losses._arrange import batch_of, mask_rows, pair
 from jsoftmax.maps import all_masked, classes_last, log_softmax
@@ -287,7 +287,7 @@ def _soft(
 def _nll(z: Array, y: Array, where: Array | None, reduction: Reduction) -> Array:
     """The negative log-likelihood of rows, under the label policy."""
     if jnp.issubdtype(y.dtype, jnp.integer):
-        y = y.astype(jnp.promote_types(y.dtype, jnp.int32))
+        y = widened(y)
     raw = reduce(reduction, z, y, where, all_masked(where, z), None, None, None)
     return settle(raw["nll"], y, z.shape[-1], None)
 
@@ -349,6 +349,6 @@ def _generalized(z: Array, y: Array, where: Array | None, q: ArrayLike) -> Array
     q = jnp.asarray(q, dtype)
     q = q * nan_unless((q >= 0) & (q <= 1), dtype)
     safe = jnp.where(q == 0, 1, q)
-    finite = jnp.where(cost < jnp.inf, cost, 0)
-    bounded = jnp.where(cost < jnp.inf, -jnp.expm1(-safe * finite), 1) / safe
+    impossible = cost == jnp.inf
+    bounded = jnp.where(impossible, 1, -jnp.expm1(-safe * jnp.where(impossible, 0, cost))) / safe
     return _sum_of(jnp.where(q == 0, cost, bounded), share, y)

@@ -1,0 +1,370 @@
+"""Every public function once: how to call it, on what, and what it should return.
+
+A law is a test that runs over `CASES`. A reference is the function's formula of `tests.formulas`,
+run in float64: it shares no code with jsoftmax, and JAX differentiates it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jsoftmax
+from jsoftmax import losses
+from tests import formulas
+
+ROWS, CLASSES = 4, 6
+# Labels and label mass stay on the classes that no mask of any draw takes away.
+CERTAIN = 3
+IGNORED = 1
+
+Inputs = dict[str, Any]
+Draw = Callable[[np.random.Generator], np.ndarray]
+
+
+class Case(NamedTuple):
+    """A public function on standard arguments."""
+
+    name: str
+    call: Callable[..., Any]
+    reference: Callable[..., Any]
+    draws: Mapping[str, Draw]
+    # The same call where a mesh axis shards the rows or the classes and the function has to know.
+    over_rows: Callable[..., Any] | None = None
+    over_classes: Callable[..., Any] | None = None
+    # The kind of output: "rows" [*batch], "classes" [*batch, classes], or "scalar".
+    output: str = "rows"
+
+    def inputs(self, seed: int = 0) -> Inputs:
+        """One draw of all arguments, as NumPy arrays of at most 32 bits."""
+        rng = np.random.default_rng([2026, seed])
+        return {name: draw(rng) for name, draw in self.draws.items()}
+
+    def floats(self, inputs: Inputs) -> Inputs:
+        """The arguments with a derivative."""
+        return {k: x for k, x in inputs.items() if np.issubdtype(x.dtype, np.floating)}
+
+    def rowwise(self, name: str) -> bool:
+        """Whether an argument has the axis of rows; the others are shared by all rows."""
+        return np.shape(self.inputs()[name])[:1] == (ROWS,)
+
+    def has_classes(self, name: str) -> bool:
+        """Whether the last axis of an argument is that of the classes."""
+        return np.shape(self.inputs()[name])[-1:] == (CLASSES,)
+
+
+def logits(rng: np.random.Generator) -> np.ndarray:
+    return (2 * rng.standard_normal((ROWS, CLASSES))).astype(np.float32)
+
+
+def log_probabilities(rng: np.random.Generator) -> np.ndarray:
+    return np.log(rng.dirichlet(np.ones(CLASSES), ROWS)).astype(np.float32)
+
+
+def cosines(rng: np.random.Generator) -> np.ndarray:
+    return rng.uniform(-0.8, 0.8, (ROWS, CLASSES)).astype(np.float32)
+
+
+def distributions(rng: np.random.Generator) -> np.ndarray:
+    return rng.dirichlet(2 * np.ones(CLASSES), ROWS).astype(np.float32)
+
+
+def certain(rng: np.random.Generator) -> np.ndarray:
+    mass = rng.dirichlet(np.ones(CERTAIN), ROWS)
+    return np.pad(mass, ((0, 0), (0, CLASSES - CERTAIN))).astype(np.float32)
+
+
+def indices(rng: np.random.Generator) -> np.ndarray:
+    """One row of each draw is ignored where `IGNORED` is; all classes of `CERTAIN` occur."""
+    return rng.permutation(np.arange(ROWS) % CERTAIN).astype(np.int32)
+
+
+def masks(rng: np.random.Generator) -> np.ndarray:
+    free = rng.random((ROWS, CLASSES)) < 0.5
+    return free | (np.arange(CLASSES) < CERTAIN)
+
+
+def per_row(low: float, high: float) -> Draw:
+    return lambda rng: rng.uniform(low, high, ROWS).astype(np.float32)
+
+
+def per_class(low: float, high: float) -> Draw:
+    return lambda rng: rng.uniform(low, high, CLASSES).astype(np.float32)
+
+
+def number(low: float, high: float) -> Draw:
+    return lambda rng: np.asarray(rng.uniform(low, high), np.float32)
+
+
+STATISTICS = tuple(name for name in jsoftmax.RowStats.names() if name != "correct")
+
+
+def statistics(**arguments: Any) -> dict[str, jax.Array]:
+    stats = jsoftmax.row_stats(**arguments)
+    return {name: getattr(stats, name) for name in STATISTICS}
+
+
+def transformed(
+    logits: Any, labels: Any, margin: Any, scale: Any, log_prior: Any, tau: Any, cap: Any, value: Any
+) -> jax.Array:
+    transform = jsoftmax.chain(
+        jsoftmax.Margin(margin, scale, kind="angular"),
+        jsoftmax.LogitAdjustment(log_prior, tau),
+        jsoftmax.Softcap(cap),
+        jsoftmax.Temperature(value),
+    )
+    return jsoftmax.cross_entropy(logits, labels, transform=transform)
+
+
+@jsoftmax.custom_vjp
+def sample_rule(logits: jax.Array, labels: jax.Array, scale: jax.Array) -> tuple[Any, Any]:
+    """A loss of a user's own, with two outputs and an integer argument."""
+    peak = jnp.max(jax.lax.stop_gradient(logits), axis=-1, keepdims=True)
+    log_z = jnp.log(jnp.sum(jnp.exp(logits - peak), axis=-1)) + peak[..., 0]
+    ids = jnp.arange(logits.shape[-1], dtype=labels.dtype)
+    target = jnp.sum(jnp.where(ids == labels[..., None], logits, 0), axis=-1)
+    return scale * (log_z - target), {"log_z": log_z}
+
+
+def _sample_fwd(logits: jax.Array, labels: jax.Array, scale: jax.Array) -> tuple[Any, Any]:
+    out = sample_rule(logits, labels, scale)
+    return out, (logits, labels, scale, out[1]["log_z"])
+
+
+def _sample_bwd(residuals: Any, cts: Any) -> tuple[Any, None, Any]:
+    logits, labels, scale, log_z = residuals
+    ct_loss, ct_log_z = cts[0], cts[1]["log_z"]
+    ids = jnp.arange(logits.shape[-1], dtype=labels.dtype)
+    hit = ids == labels[..., None]
+    p = jnp.exp(logits - log_z[..., None])
+    d_logits = (scale * ct_loss + ct_log_z)[..., None] * p - jnp.where(
+        hit, (scale * ct_loss)[..., None], 0
+    )
+    loss = log_z - jnp.sum(jnp.where(hit, logits, 0), axis=-1)
+    return d_logits, None, jnp.sum(ct_loss * loss)
+
+
+sample_rule.defvjp(_sample_fwd, _sample_bwd)
+
+EVERYTHING: dict[str, Draw] = {
+    "temperature": per_row(0.6, 1.8),
+    "softcap": number(2.0, 4.0),
+    "label_smoothing": number(0.1, 0.3),
+    "z_loss": number(0.05, 0.2),
+    "class_weights": per_class(0.5, 2.0),
+}
+CASES = (
+    Case(
+        "softmax",
+        jsoftmax.softmax,
+        formulas.softmax,
+        {"x": logits, "where": masks, "temperature": per_row(0.6, 1.8)},
+        output="classes",
+    ),
+    Case(
+        "log_softmax",
+        functools.partial(formulas.possible, jsoftmax.log_softmax),
+        functools.partial(formulas.possible, formulas.log_softmax),
+        {"x": logits, "where": masks, "temperature": number(0.6, 1.8)},
+        output="classes",
+    ),
+    Case("logsumexp", jsoftmax.logsumexp, formulas.logsumexp, {"x": logits, "where": masks}),
+    Case(
+        "cross_entropy",
+        jsoftmax.cross_entropy,
+        formulas.cross_entropy,
+        {"logits": logits, "labels": indices},
+        over_classes=functools.partial(jsoftmax.cross_entropy, axis_name="classes"),
+    ),
+    Case(
+        "cross_entropy_integer_everything",
+        functools.partial(jsoftmax.cross_entropy, ignore_index=IGNORED),
+        functools.partial(formulas.cross_entropy, ignore_index=IGNORED),
+        {"logits": logits, "labels": indices, "where": masks, **EVERYTHING},
+        over_classes=functools.partial(
+            jsoftmax.cross_entropy, ignore_index=IGNORED, axis_name="classes"
+        ),
+    ),
+    Case(
+        "cross_entropy_soft_everything",
+        jsoftmax.cross_entropy,
+        formulas.cross_entropy,
+        {"logits": logits, "labels": certain, "where": masks, **EVERYTHING},
+        over_classes=functools.partial(jsoftmax.cross_entropy, axis_name="classes"),
+    ),
+    Case(
+        "cross_entropy_transforms",
+        transformed,
+        formulas.transformed_cross_entropy,
+        {
+            "logits": cosines,
+            "labels": indices,
+            "margin": number(0.2, 0.4),
+            "scale": number(3.0, 5.0),
+            "log_prior": lambda rng: np.log(rng.dirichlet(np.ones(CLASSES))).astype(np.float32),
+            "tau": number(0.5, 1.5),
+            "cap": number(3.0, 5.0),
+            "value": per_row(0.6, 1.8),
+        },
+    ),
+    Case(
+        "row_stats_integer",
+        statistics,
+        formulas.row_stats,
+        {
+            "logits": logits,
+            "labels": indices,
+            "where": masks,
+            "temperature": per_row(0.6, 1.8),
+            "softcap": number(2.0, 4.0),
+        },
+        over_classes=functools.partial(statistics, axis_name="classes"),
+    ),
+    Case(
+        "row_stats_soft",
+        statistics,
+        formulas.row_stats,
+        {"logits": logits, "labels": distributions},
+        over_classes=functools.partial(statistics, axis_name="classes"),
+    ),
+    Case(
+        "weighted_mean",
+        jsoftmax.weighted_mean,
+        formulas.weighted_mean,
+        {"values": per_row(0.0, 2.0), "weights": per_row(0.5, 2.0)},
+        over_rows=functools.partial(jsoftmax.weighted_mean, axis_name="rows"),
+        output="scalar",
+    ),
+    Case(
+        "weighted_mean_denominator",
+        jsoftmax.weighted_mean,
+        formulas.weighted_mean,
+        {
+            "values": per_row(0.0, 2.0),
+            "weights": per_row(0.5, 2.0),
+            "denominator": number(3.0, 5.0),
+        },
+        over_rows=functools.partial(jsoftmax.weighted_mean, axis_name="rows"),
+        output="scalar",
+    ),
+    Case(
+        "softmax_cross_entropy",
+        losses.softmax_cross_entropy,
+        formulas.dropping(formulas.cross_entropy),
+        {"logits": logits, "labels": distributions, "where": masks},
+    ),
+    Case(
+        "safe_softmax_cross_entropy",
+        losses.safe_softmax_cross_entropy,
+        formulas.cross_entropy,
+        {"logits": logits, "labels": distributions},
+    ),
+    Case(
+        "softmax_cross_entropy_with_integer_labels",
+        losses.softmax_cross_entropy_with_integer_labels,
+        formulas.cross_entropy,
+        {"logits": logits, "labels": indices, "where": masks},
+    ),
+    Case(
+        "sigmoid_binary_cross_entropy",
+        losses.sigmoid_binary_cross_entropy,
+        formulas.sigmoid_binary_cross_entropy,
+        {"logits": logits, "labels": distributions},
+        output="classes",
+    ),
+    Case(
+        "sigmoid_focal_loss",
+        losses.sigmoid_focal_loss,
+        formulas.sigmoid_focal_loss,
+        {
+            "logits": logits,
+            "labels": distributions,
+            "alpha": number(0.2, 0.4),
+            "gamma": number(1.2, 2.5),
+        },
+        output="classes",
+    ),
+    Case(
+        "multilabel_cross_entropy",
+        losses.multilabel_cross_entropy,
+        formulas.multilabel_cross_entropy,
+        {
+            "logits": logits,
+            "labels": distributions,
+            "pos_weight": per_class(0.5, 2.0),
+            "where": masks,
+        },
+    ),
+    Case(
+        "poly_loss_cross_entropy",
+        losses.poly_loss_cross_entropy,
+        formulas.dropping(formulas.poly_loss_cross_entropy),
+        {"logits": logits, "labels": distributions, "epsilon": number(1.0, 2.0), "where": masks},
+    ),
+    Case(
+        "softmax_focal_loss_integer",
+        losses.softmax_focal_loss,
+        formulas.softmax_focal_loss,
+        {
+            "logits": logits,
+            "labels": indices,
+            "gamma": number(1.2, 2.5),
+            "alpha": per_class(0.5, 2.0),
+            "where": masks,
+        },
+    ),
+    Case(
+        "softmax_focal_loss_soft",
+        losses.softmax_focal_loss,
+        formulas.softmax_focal_loss,
+        {"logits": logits, "labels": distributions, "gamma": number(1.2, 2.5)},
+    ),
+    Case(
+        "generalized_cross_entropy_integer",
+        losses.generalized_cross_entropy,
+        formulas.generalized_cross_entropy,
+        {"logits": logits, "labels": indices, "q": number(0.5, 0.8), "where": masks},
+    ),
+    Case(
+        "generalized_cross_entropy_soft",
+        losses.generalized_cross_entropy,
+        formulas.generalized_cross_entropy,
+        {"logits": logits, "labels": distributions, "q": number(0.5, 0.8)},
+    ),
+    Case(
+        "kl_divergence",
+        losses.kl_divergence,
+        formulas.kl_divergence,
+        {"log_predictions": log_probabilities, "targets": distributions, "where": masks},
+    ),
+    Case(
+        "kl_divergence_with_log_targets",
+        losses.kl_divergence_with_log_targets,
+        formulas.kl_divergence_with_log_targets,
+        {"log_predictions": log_probabilities, "log_targets": log_probabilities, "where": masks},
+    ),
+    Case(
+        "generalized_kl_divergence",
+        losses.generalized_kl_divergence,
+        formulas.generalized_kl_divergence,
+        {"log_predictions": log_probabilities, "targets": distributions, "where": masks},
+    ),
+    Case(
+        "smooth_labels",
+        losses.smooth_labels,
+        formulas.smooth_labels,
+        {"labels": distributions, "alpha": number(0.1, 0.3), "where": masks},
+        output="classes",
+    ),
+    Case(
+        "custom_vjp",
+        sample_rule,
+        formulas.sample_rule,
+        {"logits": logits, "labels": indices, "scale": number(0.5, 1.5)},
+    ),
+)

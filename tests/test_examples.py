@@ -1,0 +1,323 @@
+"""The language model example: its corpus, and a small run that is killed in the middle and resumed."""
+
+import ast
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+# The examples are scripts: they find each other beside the one that runs.
+sys.path.insert(0, str(EXAMPLES))
+corpus = importlib.import_module("_corpus")
+# One worker for all of them, where tests are distributed: they share a run that takes a while.
+pytestmark = pytest.mark.xdist_group("examples")
+
+STEPS, EVERY, VOCAB = 30, 5, 120
+HELD_OUT = [5, 30, 60, 63, 68, 73]
+
+SOURCE = '''\
+import os
+
+
+class Reader(object):
+    """Reads a file.
+
+    Line by line, isn't it?
+    """
+
+    def read(self, path, *names, size=-1, **options):  # the size, in bytes
+        if not path[1:-2] and size == -3:
+            return {'a': 1.5, "b": [os.sep for _ in range(3)]}
+        raise ValueError('no') from None
+'''
+
+SOURCE_WORDS = """\
+<file> import os <newline> class Reader ( object ) : <newline> <indent>
+\"\"\" Reads a file . <newline> Line by line , isn't it ? \"\"\" <newline>
+def read ( self , path , * names , size = - 1 , ** options ) :
+# the size , in bytes <newline> <indent>
+if not path [ 1 : - 2 ] and size == - 3 : <newline> <indent>
+return { 'a' : 1.5 , "b" : [ os . sep for _ in range ( 3 ) ] } <newline> <dedent>
+raise ValueError ( 'no' ) from None <newline> <dedent> <dedent>
+"""
+WORDS = SOURCE_WORDS.split()
+
+
+def test_source_becomes_words():
+    assert list(corpus.words_of_source(SOURCE)) == WORDS
+
+
+def test_words_become_the_same_source_again():
+    text = corpus.to_text(WORDS)
+    assert list(corpus.words_of_source(text + "\n")) == WORDS
+    assert "def read(self, path, *names, size=-1, **options):  # the size, in bytes\n" in text
+    assert "return {'a': 1.5, \"b\": [os.sep for _ in range(3)]}\n" in text
+    assert ast.unparse(ast.parse(text)).splitlines()[-2:] == [
+        "            return {'a': 1.5, 'b': [os.sep for _ in range(3)]}",
+        "        raise ValueError('no') from None",
+    ]
+
+
+@pytest.mark.parametrize(
+    "literal", ["f'{a!r:{b}}'", "rf'{a}'", 'f"""{a} b\n{c}"""', "f'{f\"{a}\"}'", repr("x" * 50)]
+)
+def test_formatted_and_long_strings_are_one_rare_word(literal: str):
+    words = list(corpus.words_of_source(f"x = {literal}\n"))
+    assert words == ["<file>", "x", "=", "<string>", "<newline>"]
+
+
+@pytest.mark.parametrize("words", [["<dedent>", ")", "]"], ["(", "<newline>", '"""', "#"], ["."]])
+def test_any_words_become_text(words: list[str]):
+    assert isinstance(corpus.to_text(words), str)
+
+
+def source_file(i: int) -> str:
+    names = " ".join(f"name_{(i * 7 + j) % 97}" for j in range(40))
+    body = "".join(f"    x{j} = x{j + i % 3} + {j % 20}  # step {j}\n" for j in range(20))
+    return f'"""Module {i}.\n\n{names}\n"""\n\ndef work(x0, x1, x2):\n{body}    return x0\n'
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sources")
+    for i in range(120):
+        path = root / f"package_{i % 4}" / f"module_{i}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(source_file(i))
+    (root / "broken.py").write_bytes(b"# coding: nonsense\n(")
+    (root / "latin.py").write_bytes(b"# coding: latin-1\nx = '\xe9'\n")
+    (root / "open.py").write_bytes(b'x = """')
+    (root / "dangling.py").symlink_to("nowhere.py")
+    for excluded in ("site-packages", "encodings", "package_0/test"):
+        (root / excluded).mkdir()
+        (root / excluded / "other.py").write_text("excluded = 1\n" * 100)
+    return root
+
+
+def test_split_is_by_file_and_does_not_move(sources: Path, tmp_path: Path):
+    held_out = {f"a/{i}.py": corpus.is_validation(f"a/{i}.py") for i in range(10_000)}
+    assert 400 < sum(held_out.values()) < 600
+    # The fixed answers hold on every platform and version.
+    assert [i for i in range(100) if corpus.is_validation(f"module_{i}.py")] == HELD_OUT
+    data = corpus.load(sources, VOCAB, tmp_path / "corpus.npz")
+    names = [path.relative_to(sources).as_posix() for path in corpus.source_files(sources)]
+    expected = sum(corpus.is_validation(name) for name in names if "module" in name)
+    assert np.count_nonzero(data.validation == data.words.index("<file>")) == expected > 0
+
+
+def test_vocabulary_is_the_most_frequent_training_words(sources: Path, tmp_path: Path):
+    data = corpus.load(sources, VOCAB, tmp_path / "corpus.npz")
+    assert len(data.words) == len(set(data.words)) == VOCAB
+    assert "excluded" not in data.words
+    training: Counter[str] = Counter()
+    stream: dict[bool, int] = {False: 0, True: 0}
+    for path in corpus.source_files(sources):
+        name = path.relative_to(sources).as_posix()
+        if "module" in name or name == "latin.py":
+            encoding = "latin-1" if name == "latin.py" else "utf-8"
+            words = list(corpus.words_of_source(path.read_text(encoding)))
+            stream[corpus.is_validation(name)] += len(words)
+            if not corpus.is_validation(name):
+                training.update(words)
+    assert (len(data.train), len(data.validation)) == (stream[False], stream[True])
+    kept = {word: count for word, count in training.items() if word in data.words}
+    assert min(kept.values()) >= max(n for word, n in training.items() if word not in kept)
+    assert {word: data.counts[data.words.index(word)] for word in kept} == kept
+    assert data.counts.sum() == len(data.train)
+
+
+def test_rare_words_keep_their_kind(sources: Path, tmp_path: Path):
+    data = corpus.load(sources, VOCAB, tmp_path / "corpus.npz")
+    ids = data.encode(["never_seen", "31337", ".5e3", "0x1F", "'never seen'", "return"])
+    stand_ins = ["<name>", "<number>", "<number>", "<number>", "<string>", "return"]
+    assert [data.words[i] for i in ids] == stand_ins
+
+
+def test_cache_is_used_until_a_source_changes(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cache = tmp_path / "corpus.npz"
+    first = corpus.load(sources, VOCAB, cache)
+    tokenise = corpus._tokenise
+    monkeypatch.setattr(corpus, "_tokenise", lambda files: pytest.fail("tokenised again"))
+    again = corpus.load(sources, VOCAB, cache)
+    assert again.fingerprint == first.fingerprint
+    assert corpus.load(sources, VOCAB - 1, cache).fingerprint != first.fingerprint
+    monkeypatch.setattr(corpus, "_tokenise", tokenise)
+    path = sources / "package_0" / "module_0.py"
+    before = path.read_text()
+    path.write_text(before + "y = 2\n" * 50)
+    assert corpus.load(sources, VOCAB, cache).fingerprint != first.fingerprint
+    path.write_text(before)
+    assert corpus.load(sources, VOCAB, cache).fingerprint == first.fingerprint
+
+
+def test_corpus_that_does_not_do_is_refused(sources: Path, tmp_path: Path):
+    cache = tmp_path / "corpus.npz"
+    with pytest.raises(corpus.CorpusError, match="no Python sources under"):
+        corpus.load(tmp_path, VOCAB, cache)
+    with pytest.raises(corpus.CorpusError, match=r"have \d+ distinct words, fewer than 100000"):
+        corpus.load(sources, 100_000, cache)
+    (tmp_path / "module_0.py").write_text(source_file(0) * 20)
+    with pytest.raises(corpus.CorpusError, match=r"holds 0 validation tokens, too few"):
+        corpus.load(tmp_path, VOCAB, cache)
+
+
+def test_standard_library_is_large_and_its_own():
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = corpus.source_files(root)
+    assert len(files) > 300
+    assert sum(path.stat().st_size for path in files) > 5e6
+    assert not {"site-packages", "test"} & {part for path in files for part in path.parts}
+
+
+def command(out: Path, sources: Path, *more: str) -> list[str]:
+    script = [sys.executable, "-W", "error", str(EXAMPLES / "language_model.py")]
+    sizes = ["--steps", str(STEPS), "--every", str(EVERY), "--vocab", str(VOCAB)]
+    return [*script, *sizes, "--corpus", str(sources), "--out", str(out), *more]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    # Compilation takes most of the time of such small runs; all of them compile the same steps.
+    return inherited | {
+        "PYTHONPATH": str(EXAMPLES.parent),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def output(arguments: list[str], environment: dict[str, str]) -> str:
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def metrics(out: Path) -> dict[str, Any]:
+    return json.loads((out / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(
+    sources: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("finished")
+    return out, output(command(out, sources), environment)
+
+
+def test_run_learns_and_writes_everything_down(finished: tuple[Path, str]):
+    out, text = finished
+    results = metrics(out)
+    loss = results["curves"]["jsoftmax"]["loss"]
+    validation = results["curves"]["jsoftmax"]["validation"]
+    assert len(loss) == STEPS
+    assert [step for step, _, _ in validation] == list(range(0, STEPS + 1, EVERY))
+    assert loss[-1] < 0.6 * loss[0] < 0.6 * np.log(VOCAB)
+    assert validation[-1][1] < validation[0][1]
+    assert validation[-1][2] > validation[0][2]
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    samples = results["samples"]
+    assert samples["0.5"] != samples["0.9"]
+    for sample in samples.values():
+        assert sample in text
+        assert "def" in sample
+        assert "<file>" not in sample
+        assert len(sample.split()) > 30
+    assert "validation perplexity" in text
+
+
+def test_losses_equal_those_of_optax(finished: tuple[Path, str]):
+    comparison = metrics(finished[0])["comparison"]
+    assert comparison["gaps"]["same_parameters"] <= 1e-6
+    assert comparison["gaps"]["whole_curve"] <= 1e-4
+    ours, theirs = (comparison["rows"][name] for name in ("jsoftmax", "optax"))
+    assert ours["perplexity"] == pytest.approx(theirs["perplexity"], rel=1e-4)
+    for row in (ours, theirs):
+        assert row["step_seconds"] > 0
+        assert row["temporary_bytes"] > 0
+
+
+def test_killed_run_resumes_on_the_same_curve(
+    finished: tuple[Path, str], sources: Path, environment: dict[str, str], tmp_path: Path
+):
+    process = subprocess.Popen(
+        command(tmp_path, sources, "--no-compare"),
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    saved = tmp_path / "checkpoints" / "jsoftmax" / str(EVERY)
+    deadline = time.monotonic() + 60
+    while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+    text = output(command(tmp_path, sources, "--no-compare", "--resume"), environment)
+    assert "jsoftmax: resumed after step " in text
+    assert f"resumed after step {STEPS} " not in text
+    resumed, whole = metrics(tmp_path), metrics(finished[0])
+    # Equal floats, not close ones; the two runs also show that a seed decides everything.
+    assert resumed["curves"]["jsoftmax"] == whole["curves"]["jsoftmax"]
+    assert resumed["samples"] == whole["samples"]
+
+
+def test_checkpoint_of_another_run_is_refused(finished: tuple[Path, str]):
+    checkpoints = importlib.import_module("_checkpoints")
+    training = importlib.import_module("_training")
+    stored = metrics(finished[0])["run"]
+    with checkpoints.open_folder(finished[0] / "checkpoints" / "jsoftmax") as folder:
+        other = training.Run(**(stored | {"seed": 7}))
+        with pytest.raises(checkpoints.OtherRunError, match=r"has seed 0, this run 7; give the"):
+            checkpoints.restore(folder, other, {})
+
+
+def test_resume_without_a_checkpoint_starts_afresh(tmp_path: Path):
+    checkpoints = importlib.import_module("_checkpoints")
+    training = importlib.import_module("_training")
+    with checkpoints.open_folder(tmp_path) as folder:
+        run = training.Run(head="dense", steps=1, vocab=1, seed=0, corpus="")
+        assert checkpoints.restore(folder, run, {}) is None
+
+
+def test_seed_decides_parameters_and_batches(sources: Path, tmp_path: Path):
+    training, heads = (importlib.import_module(name) for name in ("_training", "_heads"))
+    data = corpus.load(sources, VOCAB, tmp_path / "corpus.npz")
+    zero, one = (training.Run("dense", STEPS, VOCAB, seed, data.fingerprint) for seed in (0, 1))
+
+    def start(run: Any) -> list[jax.Array]:
+        state = training.init_state(heads.HEADS["dense"], run, data.counts)
+        return [state["params"]["network"]["attention"], state["params"]["head"]["kernel"]]
+
+    for array, other in zip(start(zero), start(one), strict=True):
+        assert not np.array_equal(array, other)
+    batch = training.training_batch(data, zero, 3)
+    assert np.array_equal(batch, training.training_batch(data, zero, 3))
+    assert not np.array_equal(batch, training.training_batch(data, one, 3))
+    assert not np.array_equal(batch, training.training_batch(data, zero, 4))
+
+
+@pytest.mark.parametrize("bad", ["--steps=0", "--vocab=10", "--seed=-1", "--every=0"])
+def test_bad_number_is_one_clear_line(
+    bad: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "argv", ["language_model.py", bad])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module("language_model").parse_arguments()
+    name, given = bad.split("=")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"language_model.py: error: {name} must be at least")
+    assert lines[0].endswith(f"got {given}")

@@ -1,0 +1,240 @@
+"""Every public function under every transformation of JAX, against formulas in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from tests.conformance import CASES, Case, Inputs
+from tests.truth import agree, cotangent, cotangents, flat, quick, tangent, truth, weigh, x64
+
+Function = Callable[[Any], Any]
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+FIRST: dict[str, Callable[[Function, Function, Any, Any, Any], Any]] = {
+    "grad": lambda f, phi, x, c, t: jax.grad(phi)(x),
+    "vjp": lambda f, phi, x, c, t: jax.vjp(f, x)[1](c),
+    "checkpoint": lambda f, phi, x, c, t: jax.grad(jax.checkpoint(phi))(x),
+    "jvp": lambda f, phi, x, c, t: jax.jvp(f, (x,), (t,))[1],
+    "linearize": lambda f, phi, x, c, t: jax.linearize(f, x)[1](t),
+    "jacfwd": lambda f, phi, x, c, t: jax.jacfwd(f)(x),
+    "jacrev": lambda f, phi, x, c, t: jax.jacrev(f)(x),
+}
+SECOND: dict[str, Callable[[Function, Any, Any], Any]] = {
+    "jacfwd(jacfwd)": lambda phi, x, t: jax.jacfwd(jax.jacfwd(phi))(x),
+    "jacfwd(jacrev)": lambda phi, x, t: jax.jacfwd(jax.jacrev(phi))(x),
+    "jacrev(jacfwd)": lambda phi, x, t: jax.jacrev(jax.jacfwd(phi))(x),
+    "jacrev(jacrev)": lambda phi, x, t: jax.jacrev(jax.jacrev(phi))(x),
+    "jvp(grad)": lambda phi, x, t: jax.jvp(jax.grad(phi), (x,), (t,))[1],
+    "grad(grad)": lambda phi, x, t: jax.grad(lambda x: jnp.vdot(jax.grad(phi)(x), t))(x),
+    "checkpoint": lambda phi, x, t: jax.jvp(jax.grad(jax.checkpoint(phi)), (x,), (t,))[1],
+}
+
+
+@every_case
+@pytest.mark.parametrize("how", FIRST)
+def test_first_order(how: str, case: Case):
+    true, c, t = truth(case), cotangent(case), tangent(case)
+    f, phi, x = flat(case, case.inputs())
+    got = quick(lambda x: FIRST[how](f, phi, x, jnp.asarray(c), jnp.asarray(t)))(x)
+    if how in ("grad", "vjp", "checkpoint"):
+        agree(got, c @ true.jacobian)
+    else:
+        agree(got, true.jacobian @ t if how in ("jvp", "linearize") else true.jacobian)
+
+
+@every_case
+@pytest.mark.parametrize("how", SECOND)
+def test_second_order(how: str, case: Case):
+    true, t = truth(case), tangent(case)
+    _, phi, x = flat(case, case.inputs())
+    got = quick(lambda x: SECOND[how](phi, x, jnp.asarray(t)))(x)
+    agree(got, true.hessian if "jac" in how else true.hessian @ t, 5e-5)
+
+
+@every_case
+def test_third_order(case: Case):
+    t = jnp.asarray(tangent(case))
+    _, phi, x = flat(case, case.inputs())
+
+    def curvature(x: Any) -> Any:
+        return jax.jvp(jax.grad(phi), (x,), (t,))[1]
+
+    got = quick(lambda x: jax.jvp(curvature, (x,), (t,))[1])(x)
+    agree(got, truth(case).third, 2e-4)
+
+
+@every_case
+def test_eager_and_jit(case: Case):
+    given = case.inputs()
+    expected = truth(case).value
+    arrays = jax.tree.map(jnp.asarray, given)
+    agree(case.call(**arrays), expected)
+    agree(jax.jit(case.call)(**arrays), expected)
+    shapes = jax.eval_shape(case.call, **arrays)
+    chex.assert_trees_all_equal_shapes_and_dtypes(shapes, case.call(**arrays))
+    chex.assert_type(jax.tree.leaves(shapes), jnp.float32)
+
+
+@every_case
+def test_numpy_and_python_numbers(case: Case):
+    given = case.inputs()
+    numbers = {name: x for name, x in given.items() if x.ndim == 0}
+    fixed = {name: x for name, x in given.items() if x.ndim and x.dtype != np.float32}
+    arrays = {name: x for name, x in given.items() if x.ndim and x.dtype == np.float32}
+    plain = {name: float(x) for name, x in numbers.items()}
+    true = truth(case)
+    agree(case.call(**arrays, **plain, **fixed), true.value)
+
+    def phi(arrays: Inputs) -> Any:
+        return weigh(case.call(**arrays, **plain, **fixed), cotangents(case))
+
+    gradient = dict.fromkeys(case.floats(given), 0) | quick(jax.grad(phi))(arrays)
+    start, full = 0, cotangent(case) @ true.jacobian
+    for name in sorted(gradient):
+        if name in arrays:
+            agree(gradient[name], full[start : start + given[name].size])
+        start += given[name].size
+
+
+@every_case
+def test_disable_jit(case: Case):
+    _, phi, x = flat(case, case.inputs())
+    with jax.disable_jit():
+        agree(jax.grad(phi)(x), cotangent(case) @ truth(case).jacobian)
+
+
+@every_case
+def test_one_argument_at_a_time(case: Case):
+    given = case.inputs()
+
+    def gradients(inputs: Inputs) -> Inputs:
+        def phi(name: str, x: Any) -> Any:
+            return weigh(case.call(**(inputs | {name: x})), cotangents(case))
+
+        return {name: jax.grad(phi, 1)(name, inputs[name]) for name in case.floats(given)}
+
+    agree(quick(gradients)(given), cotangent(case) @ truth(case).jacobian)
+
+
+SCALES = (0.9, 1.0)
+
+
+def scaled(case: Case, scale: float) -> Inputs:
+    inputs = case.inputs()
+    return inputs | {name: np.float32(scale) * x for name, x in case.floats(inputs).items()}
+
+
+def scan(phi: Function, x: Any, scales: Any) -> Any:
+    return jax.lax.scan(lambda total, s: (total + phi(s * x), None), jnp.zeros(()), scales)[0]
+
+
+def fori(phi: Function, x: Any, scales: Any) -> Any:
+    return jax.lax.fori_loop(0, 2, lambda i, total: total + phi(scales[i] * x), jnp.zeros(()))
+
+
+def branches(phi: Function, x: Any, scales: Any) -> Any:
+    both = (lambda x: phi(scales[0] * x), lambda x: phi(scales[1] * x))
+    return jax.lax.cond(scales[0] < 1, *both, x) + jax.lax.switch(1, both, x)
+
+
+def mapped(phi: Function, x: Any, scales: Any) -> Any:
+    return jnp.sum(jax.lax.map(lambda s: phi(s * x), scales))
+
+
+def loop(phi: Function, x: Any, scales: Any) -> Any:
+    def body(state: tuple[Any, Any]) -> tuple[Any, Any]:
+        return state[0] + 1, state[1] + phi(scales[state[0]] * x)
+
+    return jax.lax.while_loop(lambda state: state[0] < 2, body, (0, jnp.zeros(())))[1]
+
+
+@every_case
+@pytest.mark.parametrize("walk", [scan, fori, branches, mapped])
+def test_control_flow(walk: Callable[..., Any], case: Case):
+    true = sum(s * (cotangent(case) @ truth(case, scaled(case, s)).jacobian) for s in SCALES)
+    _, phi, x = flat(case, case.inputs())
+    agree(quick(jax.grad(lambda x: walk(phi, x, jnp.asarray(SCALES))))(x), true)
+
+
+@every_case
+def test_while_loop_forward(case: Case):
+    c, t = cotangent(case), tangent(case)
+    true = sum(s * (c @ truth(case, scaled(case, s)).jacobian @ t) for s in SCALES)
+    _, phi, x = flat(case, case.inputs())
+    got = quick(lambda x: jax.jvp(lambda x: loop(phi, x, jnp.asarray(SCALES)), (x,), (t,)))(x)[1]
+    agree(got, true, 3e-5)
+
+
+@every_case
+@pytest.mark.parametrize("outer", ["jvp(grad)", "grad(grad)"])
+def test_second_order_in_scan(outer: str, case: Case):
+    """There, jax drops a custom_jvp rule and differentiates the function itself."""
+    t = tangent(case)
+    true = sum(s**2 * (truth(case, scaled(case, s)).hessian @ t) for s in SCALES)
+    _, phi, x = flat(case, case.inputs())
+    walk = lambda x: scan(phi, x, jnp.asarray(SCALES))
+    agree(quick(lambda x: SECOND[outer](walk, x, jnp.asarray(t)))(x), true, 5e-5)
+
+
+def batch_of_two(case: Case, names: tuple[str, ...]) -> tuple[Inputs, list[np.ndarray]]:
+    """The named arguments in two draws on a new leading axis; the gradients of both."""
+    draws = [case.inputs(0), case.inputs(1)]
+    points = [draws[0], draws[0] | {name: draws[1][name] for name in names}]
+    stacked = draws[0] | {name: np.stack([d[name] for d in draws]) for name in names}
+    return stacked, [cotangent(case) @ truth(case, point).jacobian for point in points]
+
+
+def gradient(case: Case, inputs: Inputs) -> Inputs:
+    fixed = {k: v for k, v in inputs.items() if k not in case.floats(inputs)}
+    return jax.grad(lambda x: weigh(case.call(**x, **fixed), cotangents(case)))(case.floats(inputs))
+
+
+SINGLE = [(case, name) for case in CASES for name in case.draws]
+
+
+@pytest.mark.parametrize(("case", "name"), SINGLE, ids=[f"{c.name}-{n}" for c, n in SINGLE])
+def test_vmap_of_one_argument(case: Case, name: str):
+    stacked, true = batch_of_two(case, (name,))
+    axes = {other: 0 if other == name else None for other in stacked}
+    got = quick(jax.vmap(lambda inputs: gradient(case, inputs), in_axes=(axes,)))(stacked)
+    for i, expected in enumerate(true):
+        agree(jax.tree.map(lambda x: x[i], got), expected)
+
+
+@every_case
+@pytest.mark.parametrize("spmd", [None, "examples"])
+def test_vmap_of_all_arguments(spmd: str | None, case: Case):
+    stacked, true = batch_of_two(case, tuple(case.draws))
+    last = {name: np.moveaxis(x, 0, -1) for name, x in stacked.items()}
+    mapped = jax.vmap(
+        lambda inputs: gradient(case, inputs), in_axes=-1, out_axes=-1, spmd_axis_name=spmd
+    )
+    with jax.set_mesh(jax.make_mesh((2,), ("examples",), (jax.sharding.AxisType.Auto,))):
+        got = quick(mapped)(last)
+    for i, expected in enumerate(true):
+        agree(jax.tree.map(lambda x: x[..., i], got), expected)
+
+
+@every_case
+def test_float64(case: Case):
+    true = truth(case)
+    with x64():
+        inputs = {
+            name: x.astype(np.float64) if x.dtype == np.float32 else x
+            for name, x in case.inputs().items()
+        }
+        f, phi, x = flat(case, inputs)
+        value, slope = quick(lambda x: (f(x), jax.grad(phi)(x)))(x)
+        assert value.dtype == slope.dtype == np.float64
+        agree(value, true.value, 1e-13)
+        agree(slope, cotangent(case) @ true.jacobian, 1e-12)
+        check_grads(quick(phi), (x,), order=2, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6)
