@@ -242,15 +242,25 @@ def test_shard_map_sums_the_gradient_of_what_is_replicated(inside: bool):
 
 
 def test_explicit_mesh():
-    f, mesh = contraction(), jax.make_mesh((2,), ("rows",), (AxisType.Explicit,))
+    """A rule that only says what to sum; the sharding of each cotangent is its argument's."""
+
+    @jsoftmax.custom_vjp
+    def f(x: Any, w: Any) -> Any:
+        return x * w
+
+    f.defvjp(
+        lambda x, w: (f(x, w), (x, w)),
+        lambda xw, ct: (MARK * ct * xw[1], MARK * jnp.sum(ct * xw[0], axis=0)),
+    )
+    mesh = jax.make_mesh((2, 2), ("rows", "columns"), (AxisType.Explicit, AxisType.Explicit))
     with jax.set_mesh(mesh):
-        x, w = jax.device_put(X, P("rows", None)), jax.device_put(W, P(None, None))
+        x, w = jax.device_put(X, P("rows", "columns")), jax.device_put(W[0, :2], P(None))
         d_x, d_w = quick(jax.grad(lambda x, w: jnp.sum(f(x, w)), (0, 1)))(x, w)
         tangent = quick(lambda x, w: jax.jvp(f, (x, w), (x, w))[1])(x, w)
-    np.testing.assert_allclose(d_x, MARK * np.ones((4, 3)) @ W.T)
-    np.testing.assert_allclose(d_w, MARK * X.T @ np.ones((4, 3)))
-    np.testing.assert_allclose(tangent, 2 * MARK * X @ W)
-    assert d_x.sharding.spec == P("rows", None)
+    np.testing.assert_allclose(d_x, MARK * np.ones((4, 2)) * W[0, :2])
+    np.testing.assert_allclose(d_w, MARK * X.sum(0))
+    np.testing.assert_allclose(tangent, 2 * MARK * X * W[0, :2])
+    assert (d_x.sharding.spec, d_w.sharding.spec) == (P("rows", "columns"), P(None))
 
 
 def test_vmap_over_either_operand():
@@ -273,7 +283,7 @@ def test_export_keeps_the_rule():
 SIZE = 1 << 16
 
 
-def deep(wrap: Callable[..., Any], **rule: Any) -> Any:
+def deep(wrap: Callable[..., Any]) -> Any:
     """A function with many full-size intermediates, in its value and in its rule."""
 
     def value(x: Any) -> Any:
@@ -298,20 +308,19 @@ def test_keeps_no_more_than_the_residuals():
     assert len(kept) == 1
     assert jax.tree.leaves(jax.vjp(deep(jax.custom_vjp), x)[1])
 
-    def temporary(f: Any, order: int) -> int:
+    def temporary(f: Any) -> int:
         # Several calls with a nonlinear step between them, so that what is kept adds up.
         def loss(x: Any) -> Any:
             for _ in range(4):
                 x = x + f(x) * jnp.cos(x)
             return jnp.sum(x)
 
-        program = jax.grad(loss) if order == 1 else lambda x: jax.jvp(jax.grad(loss), (x,), (x,))[1]
-        memory = jax.jit(program).lower(x).compile().memory_analysis()
+        memory = jax.jit(jax.grad(loss)).lower(x).compile().memory_analysis()
         assert memory is not None
         return memory.temp_size_in_bytes
 
-    assert temporary(deep(jsoftmax.custom_vjp), 1) <= 1.01 * temporary(deep(jax.custom_vjp), 1) + 4096
-    assert temporary(deep(jsoftmax.custom_vjp), 1) < 12 * 4 * SIZE
+    ours, theirs = temporary(deep(jsoftmax.custom_vjp)), temporary(deep(jax.custom_vjp))
+    assert ours <= 1.01 * theirs + 4096
 
 
 def test_cross_entropy_keeps_rows_and_the_logits():

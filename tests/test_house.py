@@ -145,8 +145,7 @@ def unexplained_skips(tests: Path) -> list[str]:
         explained = {
             id(node.func)
             for node in nodes
-            if isinstance(node, ast.Call)
-            and any(keyword.arg == "reason" for keyword in node.keywords)
+            if isinstance(node, ast.Call) and any(keyword.arg == "reason" for keyword in node.keywords)
         }
         found += [
             f"{path.name}:{node.lineno}"
