@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 ENVIRONMENTS = .venv .venv-oldest .venv-bench .venv-tpu
 IN_VENV = .venv/bin/python
-PYTEST = -m pytest -n auto --maxprocesses 4
+PYTEST = -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 .PHONY: help demo test test-slow test-oldest lint format doctest docs bench tpu-compile clean
 .DELETE_ON_ERROR:

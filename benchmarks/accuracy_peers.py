@@ -54,15 +54,11 @@ def _library(
 
 
 def ours() -> Library:
-    return _library(
-        jsoftmax.softmax, jsoftmax.log_softmax, jsoftmax.logsumexp, jsoftmax.cross_entropy
-    )
+    return _library(jsoftmax.softmax, jsoftmax.log_softmax, jsoftmax.logsumexp, jsoftmax.cross_entropy)
 
 
 def jax_nn() -> Library:
-    return _library(
-        jax.nn.softmax, jax.nn.log_softmax, lambda x: jax.nn.logsumexp(x, axis=-1), None
-    )
+    return _library(jax.nn.softmax, jax.nn.log_softmax, lambda x: jax.nn.logsumexp(x, axis=-1), None)
 
 
 def optax_losses() -> Library:

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 INK, PALE, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 COLOURS = {"jsoftmax": "#0b7a75", "optax": "#f08a24"}
-SMOOTHING = 0.9  # share of the running mean that a step keeps
+SMOOTHING = 0.95  # share of the running mean that a step keeps
 
 STYLE = {
     "font.size": 10.5,
@@ -41,16 +41,19 @@ STYLE = {
 
 def draw(path: Path, metrics: Mapping[str, Any]) -> None:
     """Draws what `metrics.json` holds into a PNG."""
-    curves = metrics["curves"]
+    curves, comparison = metrics["curves"], metrics.get("comparison")
     with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(11, 6.2), layout="constrained")
-        top, bottom = figure.subfigures(2, 1, height_ratios=[1.75, 1], hspace=0.04)
+        figure = plt.figure(figsize=(11, 6.6 if comparison else 4.4), layout="constrained")
+        heights = [1.9, 1] if comparison else [1]
+        top, *bottom = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).flat
+        losses = " and ".join(f"{name}'s" for name in curves)
+        title = f"A word-level language model of Python code, trained with {losses} loss"
+        top.suptitle(title, x=0.01, ha="left", size=14, weight="bold")
         loss_axes, perplexity_axes = top.subplots(1, 2, width_ratios=[1.55, 1])
         _losses(loss_axes, curves)
         _perplexities(perplexity_axes, curves)
-        if "comparison" in metrics:
-            comparison = metrics["comparison"]
-            gap_axes, *bar_axes = bottom.subplots(1, 4, width_ratios=[1.55, 0.8, 0.8, 0.8])
+        if comparison:
+            gap_axes, *bar_axes = bottom[0].subplots(1, 4, width_ratios=[1.55, 0.8, 0.8, 0.8])
             _gap(gap_axes, curves)
             rows = comparison["rows"]
             _bars(bar_axes[0], rows, "step_seconds", "Time of a step", 1e3, "ms")
@@ -124,7 +127,7 @@ def _gap(axes: Axes, curves: Mapping[str, Any]) -> None:
     first, second = (np.array(history["loss"]) for history in curves.values())
     gap = np.maximum(np.abs(first - second) / second, np.finfo(np.float32).eps / 2)
     axes.semilogy(np.arange(1, len(gap) + 1), gap, color=INK, linewidth=0.9)
-    axes.set(xlabel="step", ylabel="relative difference", xlim=(0, None), ylim=(3e-8, 1))
+    axes.set(xlabel="step", ylabel="relative difference", xlim=(0, None), ylim=(3e-8, 1e-2))
 
 
 def _bars(axes: Axes, rows: Mapping[str, Any], field: str, title: str, scale: float, unit: str) -> None:

@@ -179,7 +179,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--steps",
         type=int,
-        default=400,
+        default=320,
         metavar="N",
         help=f"training steps, of {BATCH * CONTEXT} tokens each",
     )

@@ -160,14 +160,15 @@ def gaps(v: Array, m: Array, temperature: Array | None = None) -> tuple[Array, A
     """Returns `(v - m)/T`, kept finite, and which classes have no chance at all.
 
     Those are infinitely far below the maximum: −inf, or finite beside +inf, or so far that the gap
-    overflows.
+    overflows; their gap is given as 0.
     """
     largest, centre = _centre(v, m)
     lowest = jnp.where(row(m) == jnp.inf, jnp.inf, jnp.maximum(centre - largest, -largest))
-    gap = jnp.maximum(jnp.minimum(v, largest) - centre, -largest)
+    hopeless = v < lowest
+    gap = jnp.where(hopeless, 0, jnp.minimum(v, largest) - centre)
     if temperature is not None:
         gap = jnp.maximum(gap / temperature, -largest)
-    return gap, v < lowest
+    return gap, hopeless
 
 
 def rest_of(
@@ -188,11 +189,12 @@ def rest_of(
     """
 
     def plain(v: Array) -> Array:
-        gap = v - row(jnp.where(jnp.abs(m) < jnp.inf, m, 0))
-        if temperature is not None:
-            far = jnp.maximum(gap, float(jnp.finfo(v.dtype).min)) / temperature
-            gap = jnp.where(v == -jnp.inf, -jnp.inf, far)
-        return jnp.exp(gap)
+        centre = row(jnp.where(jnp.abs(m) < jnp.inf, m, 0))
+        if temperature is None:
+            return jnp.exp(v - centre)
+        floor = _floor(v, m, temperature)
+        e = jnp.exp((jnp.where(v < floor, floor, v) - centre) / temperature)
+        return jnp.where(v == -jnp.inf, 0, e)
 
     def other(v: Array, corrected: bool) -> Array:
         largest, centre = _centre(v, m)
@@ -204,7 +206,7 @@ def rest_of(
         return e * jnp.minimum(1, -_HUGE * gap)
 
     def sum_of(term: Callable[[Array], Array]) -> Array:
-        return total_of(scores(), term, axis_name)
+        return total_of(scores(), term, None)
 
     def rough() -> Array:
         return sum_of(lambda v: other(v, corrected=False))
@@ -221,25 +223,35 @@ def rest_of(
     # them: where one class dominates, the sum without the maximum; where it does so by more than 16,
     # the same of corrected terms. The plain sum also tells of a NaN, which XLA's maximum of a long
     # row on a CPU may not.
-    s = sum_of(plain)
-    dominated, infinite = s < _DOMINATED, m == jnp.inf
-    rest = _where_any(dominated, rough, s - 1, axis_name)
-    rest = _where_any(dominated & (rest < _FAR), fine, rest, axis_name)
-    rest = _where_any(infinite, tied_infinities, rest, axis_name)
-    none = (m == -jnp.inf) & ~jnp.asarray(empty)
-    undefined = jnp.isnan(s) | jnp.isnan(m) | (infinite & (rest > 0)) | none
-    rest = jnp.where(undefined, jnp.nan, jnp.where(m == -jnp.inf, 0, rest))
-    # Whatever way the value took, its derivative is the plain sum's.
-    moving = jnp.where(jnp.isfinite(s), s, 0)
-    return jax.lax.stop_gradient(rest) + (moving - jax.lax.stop_gradient(moving))
+    def in_passes() -> Array:
+        s = sum_of(plain)
+        dominated, infinite = s < _DOMINATED, m == jnp.inf
+        rest = _where_any(dominated, rough, s - 1)
+        rest = _where_any(dominated & (rest < _FAR), fine, rest)
+        rest = jnp.where(jnp.isnan(s), s, _where_any(infinite, tied_infinities, rest))
+        # Whatever way the value took, its derivative is the plain sum's.
+        moving = jnp.where(jnp.isfinite(s), s, 0)
+        return jax.lax.stop_gradient(rest) + (moving - jax.lax.stop_gradient(moving))
 
+    def in_one_pass() -> Array:
+        v = scores()
+        e, below = exponentials(v, m, temperature), v < row(m)
+        tied = total(jnp.where(below, 0, e), axis_name)
+        return total(jnp.where(below, e, 0), axis_name) + (tied - 1)
 
-def _where_any(flag: Array, make: Callable[[], Array], other: Array, axis_name: str | None) -> Array:
-    """`where(flag, make(), other)`, without calling `make` at run time where no row needs it."""
     if axis_name is None:
-        return jnp.where(flag, jax.lax.cond(jnp.any(flag), make, lambda: other), other)
-    # Devices that disagree about the branch would wait for each other in its collectives.
-    return jnp.where(flag, make(), other)
+        rest = jax.lax.platform_dependent(cpu=in_passes, default=in_one_pass)
+    else:
+        # Devices that disagree about a branch would wait for each other in its collectives.
+        rest = in_one_pass()
+    none = (m == -jnp.inf) & ~jnp.asarray(empty)
+    undefined = jnp.isnan(rest) | jnp.isnan(m) | ((m == jnp.inf) & (rest > 0)) | none
+    return jnp.where(undefined, jnp.nan, jnp.where(m == -jnp.inf, 0, rest))
+
+
+def _where_any(flag: Array, make: Callable[[], Array], other: Array) -> Array:
+    """`where(flag, make(), other)`, without calling `make` at run time where no row needs it."""
+    return jnp.where(flag, jax.lax.cond(jnp.any(flag), make, lambda: other), other)
 
 
 def gap_at(v_at: Array, m: Array, temperature: Array | None = None) -> Array:

@@ -87,8 +87,11 @@ class CustomVJP:
         self.signature = inspect.signature(fun)
         names = list(self.signature.parameters)
         self.static = frozenset(nondiff_argnums) | {names.index(n) for n in nondiff_argnames}
-        self.fwd: Callable[..., Any] | None = None
-        self.bwd: Callable[..., Any] | None = None
+        self.name = getattr(fun, "__name__", repr(fun))
+        self.fwd = self.bwd = self._missing_rule
+
+    def _missing_rule(self, *args: Any) -> Any:
+        raise TypeError(f"custom_vjp: {self.name} has no rule yet, call its defvjp first.")
 
     def defvjp(self, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> None:
         """Sets the forward rule `fwd` and the backward rule `bwd`."""
@@ -96,13 +99,13 @@ class CustomVJP:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the function; keyword arguments and defaults are resolved as in a plain call."""
-        if self.bwd is None:
-            raise TypeError(f"custom_vjp: {self.__name__} has no rule yet, call its defvjp first.")
+        if self.bwd == self._missing_rule:
+            self._missing_rule()
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         if bound.kwargs:
             raise TypeError(
-                f"custom_vjp: {self.__name__} takes keyword-only arguments {sorted(bound.kwargs)}; "
+                f"custom_vjp: {self.name} takes keyword-only arguments {sorted(bound.kwargs)}; "
                 "make them positional, the caller may still name them."
             )
         dynamic = [arg for i, arg in enumerate(bound.args) if i not in self.static]
@@ -117,7 +120,7 @@ class _Call:
 
     rule: CustomVJP
     static: tuple[Hashable, ...]
-    treedef: jax.tree_util.PyTreeDef
+    treedef: Any
 
     def arguments(self, leaves: Iterable[Any]) -> list[Any]:
         dynamic, static = iter(jax.tree.unflatten(self.treedef, leaves)), iter(self.static)
@@ -130,7 +133,7 @@ class _Call:
         children = self.treedef.children()
         if not isinstance(cotangents, tuple | list) or len(cotangents) != len(children):
             raise TypeError(
-                f"custom_vjp: the backward rule of {self.rule.__name__} must return a tuple of "
+                f"custom_vjp: the backward rule of {self.rule.name} must return a tuple of "
                 f"{len(children)} cotangents, one per array argument (None for no derivative), "
                 f"got {cotangents!r}."
             )
@@ -140,7 +143,7 @@ class _Call:
                 flat += [None] * child.num_leaves
             else:
                 flat += child.flatten_up_to(cotangent)
-        return [_cotangent_for(leaves[i], flat[i], self.rule.__name__) for i in active]
+        return [_cotangent_for(leaves[i], flat[i], self.rule.name) for i in active]
 
 
 def _varying(x: Any) -> frozenset[str]:

@@ -22,6 +22,7 @@ from jsoftmax.statistics import (
     at_label,
     finish,
     first_largest,
+    log_normalizer,
     num_classes,
     reduce,
     scores,
@@ -231,8 +232,8 @@ def _cross_entropy(
         loss = scaled(1 - eps, loss) + scaled(eps / allowed, raw["uniform"])
         loss = loss * nan_unless((eps >= 0) & (eps <= 1), dtype)
     if z_loss is not None:
-        log_z = finish(raw, t, empty, frozenset({"log_normalizer"})).log_normalizer
-        loss = loss + jnp.asarray(z_loss, dtype) * jnp.square(jnp.where(empty, 0, log_z))
+        log_z = jnp.where(empty, 0, log_normalizer(raw, t))
+        loss = loss + jnp.asarray(z_loss, dtype) * jnp.square(log_z)
     return settle(loss, labels, num_classes(logits, axis_name), ignored)
 
 

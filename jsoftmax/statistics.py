@@ -84,26 +84,35 @@ NEEDS = {
 }
 
 
+def _scaled_maximum(raw: Mapping[str, Array], temperature: Array | None) -> Array:
+    return raw["maximum"] if temperature is None else raw["maximum"] / temperature[..., 0]
+
+
+def log_normalizer(raw: Mapping[str, Array], temperature: Array | None) -> Array:
+    """`log Σ exp` of the scores over `T`; ±inf where the maximum is."""
+    m = _scaled_maximum(raw, temperature)
+    finite = jnp.abs(m) < jnp.inf
+    return jnp.where(finite, m + jnp.where(finite, jnp.log1p(raw["rest"]), 0), m)
+
+
 def finish(
     raw: Mapping[str, Array], temperature: Array | None, empty: Array | bool, wanted: frozenset[str]
 ) -> RowStats:
     """Makes the statistics that users read of those that `reduce` returns, all but `correct`."""
-    m = raw["maximum"] if temperature is None else raw["maximum"] / temperature[..., 0]
-    finite = jnp.abs(m) < jnp.inf
-    log_sum = jnp.log1p(raw["rest"])
+    m = _scaled_maximum(raw, temperature)
     made: dict[str, Array] = {}
     if "nll" in wanted:
         made["nll"] = raw["nll"]
     if "target_log_prob" in wanted:
         made["target_log_prob"] = -raw["nll"]
     if "log_normalizer" in wanted:
-        made["log_normalizer"] = jnp.where(finite, m + jnp.where(finite, log_sum, 0), m)
+        made["log_normalizer"] = log_normalizer(raw, temperature)
     if "mean_logit" in wanted:
         made["mean_logit"] = jnp.where(empty, 0, m + raw["mean"])
     if "expected_logit" in wanted:
         made["expected_logit"] = jnp.where(empty, 0, m + raw["expected"])
     if "entropy" in wanted:
-        made["entropy"] = log_sum - raw["expected"]
+        made["entropy"] = jnp.log1p(raw["rest"]) - raw["expected"]
     return RowStats(**made)
 
 
@@ -140,21 +149,31 @@ def is_label(v: Array, labels: Array, axis_name: str | None) -> Array:
 
 def at_label(v: Array, labels: Array, axis_name: str | None = None) -> Array:
     """The entry of `v`, `[*batch, classes]` or `[classes]`, at each label; 0 at a label of no class."""
+
+    def compared(v: Array, labels: Array) -> Array:
+        like = jnp.broadcast_to(v, labels.shape + v.shape[-1:])
+        return total(jnp.where(is_label(like, labels, axis_name), like, 0), axis_name)
+
+    def gathered(v: Array, labels: Array) -> Array:
+        start = 0 if axis_name is None else jax.lax.axis_index(axis_name) * v.shape[-1]
+        local = labels - start
+        here = (local >= 0) & (local < v.shape[-1])
+        index = jnp.where(here, local, 0)
+        if v.ndim == 1:
+            found = jnp.take(v, index, mode="clip")
+        else:
+            found = jnp.take_along_axis(v, row(index), axis=-1, mode="clip")[..., 0]
+        found = jnp.where(here, found, 0)
+        return found if axis_name is None else jax.lax.psum(found, axis_name)
+
     classes_sharded = jax.typeof(v).sharding.spec[-1:] not in ((), (None,))
     rows_sharded = v.ndim == 1 and any(jax.typeof(labels).sharding.spec)
     if not v.shape[-1] or classes_sharded or rows_sharded:
         # On a mesh with explicit axes a gather cannot reach over the shards, a comparison can.
-        like = jnp.broadcast_to(v, labels.shape + v.shape[-1:])
-        return total(jnp.where(is_label(like, labels, axis_name), like, 0), axis_name)
-    local = labels if axis_name is None else labels - jax.lax.axis_index(axis_name) * v.shape[-1]
-    here = (local >= 0) & (local < v.shape[-1])
-    index = jnp.where(here, local, 0)
-    if v.ndim == 1:
-        found = jnp.take(v, index, mode="clip")
-    else:
-        found = jnp.take_along_axis(v, row(index), axis=-1, mode="clip")[..., 0]
-    found = jnp.where(here, found, 0)
-    return found if axis_name is None else jax.lax.psum(found, axis_name)
+        return compared(v, labels)
+    # A gather is the cheaper on a CPU. Elsewhere it needs `v` in memory, and a comparison joins the
+    # pass over the logits that is made anyway.
+    return jax.lax.platform_dependent(v, labels, cpu=gathered, default=compared)
 
 
 def scores(
@@ -295,7 +314,8 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
     if temperature is not None:
         dg = dg / temperature
         d_temperature = -jnp.sum(dg * g, axis=-1, keepdims=True)
-    d_logits, d_transform, d_target = pull(dg)
+    # Without the barrier XLA:CPU repeats all of the above for each consumer of the gradient.
+    d_logits, d_transform, d_target = pull(jax.lax.optimization_barrier(dg))
     d_labels = None if d_q is None else d_q + d_target
     return d_logits, d_labels, None, None, d_transform, d_temperature, d_weights
 

@@ -368,3 +368,8 @@ CASES = (
         {"logits": logits, "labels": indices, "scale": number(0.5, 1.5)},
     ),
 )
+
+
+def named(name: str) -> Case:
+    """The case of that name."""
+    return next(case for case in CASES if case.name == name)

@@ -188,5 +188,3 @@ def sample_rule(logits: Any, labels: Any, scale: Any) -> tuple[Any, Any]:
     log_z = jnp.log(jnp.sum(jnp.exp(logits), axis=-1))
     target = jnp.sum(_one_hot(labels, logits) * logits, axis=-1)
     return scale * (log_z - target), {"log_z": log_z}
-
-

@@ -61,9 +61,7 @@ def check(family: str, dtype: str, measures: list[str], seed: int) -> None:
         # Two to four rows: the mean is little more than the rounding of as many sums.
         mean *= 2 if family in families.LARGE else 1
         if error.max(initial=0) > worst or error.mean() > mean:
-            beyond[measure] = (
-                f"max {error.max():.3g} (≤ {worst}), mean {error.mean():.3g} (≤ {mean})"
-            )
+            beyond[measure] = f"max {error.max():.3g} (≤ {worst}), mean {error.mean():.3g} (≤ {mean})"
     assert beyond == {}, f"{family} {dtype}, in ulp"
 
 

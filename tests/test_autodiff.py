@@ -46,9 +46,7 @@ FIRST: dict[str, Callable[[Any, Any], Any]] = {
     "vmap(grad)": lambda f, x: jax.vmap(jax.grad(f))(x),
     "vmap(jvp)": lambda f, x: jax.vmap(lambda x: jax.jvp(f, (x,), (1.0,))[1])(x),
     "checkpoint": lambda f, x: jax.grad(jax.checkpoint(lambda x: jnp.sum(f(x))))(x),
-    "scan": lambda f, x: jax.grad(
-        lambda x: jax.lax.scan(lambda c, v: (c + f(v), None), 0.0, x)[0]
-    )(x),
+    "scan": lambda f, x: jax.grad(lambda x: jax.lax.scan(lambda c, v: (c + f(v), None), 0.0, x)[0])(x),
     "jvp of scan": lambda f, x: jax.lax.scan(
         lambda c, v: (c, jax.jvp(f, (v,), (jnp.ones_like(v),))[1]), 0.0, x
     )[1],
@@ -168,7 +166,10 @@ def test_static_arguments(by: str):
     def power(kind: str, x: Any, times: int = 2) -> Any:
         return x**times if kind == "power" else x
 
-    named = {"argnums": {"nondiff_argnums": (0, 2)}, "argnames": {"nondiff_argnames": ("kind", "times")}}
+    named = {
+        "argnums": {"nondiff_argnums": (0, 2)},
+        "argnames": {"nondiff_argnames": ("kind", "times")},
+    }
     f = jsoftmax.custom_vjp(power, **named[by])
 
     def bwd(kind: str, times: int, x: Any, ct: Any) -> tuple[Any]:
@@ -228,16 +229,12 @@ def test_shard_map_sums_the_gradient_of_what_is_replicated(inside: bool):
     if inside:
         run = jax.shard_map(jax.grad(local, (0, 1)), out_specs=(P("rows"), P()), **specs)
     else:
-        whole = jax.shard_map(
-            lambda x, w: jax.lax.psum(local(x, w), "rows"), out_specs=P(), **specs
-        )
+        whole = jax.shard_map(lambda x, w: jax.lax.psum(local(x, w), "rows"), out_specs=P(), **specs)
         run = jax.grad(whole, (0, 1))
     d_x, d_w = quick(run)(X, W)
     np.testing.assert_allclose(d_x, MARK * np.ones((4, 3)) @ W.T)
     np.testing.assert_allclose(d_w, MARK * X.T @ np.ones((4, 3)))
-    along = jax.shard_map(
-        lambda x, w: jax.jvp(f, (x, w), (x, w))[1], out_specs=P("rows"), **specs
-    )
+    along = jax.shard_map(lambda x, w: jax.jvp(f, (x, w), (x, w))[1], out_specs=P("rows"), **specs)
     np.testing.assert_allclose(quick(along)(X, W), 2 * MARK * X @ W)
 
 
@@ -333,13 +330,13 @@ def test_cross_entropy_keeps_rows_and_the_logits():
 
 
 def test_metadata_and_signature():
-    @jsoftmax.custom_vjp
-    def named(x: Any, y: Any = 2.0) -> Any:
+    def function(x: Any, y: Any = 2.0) -> Any:
         """What it does."""
         return x * y
 
+    named: Any = jsoftmax.custom_vjp(function)
     named.defvjp(lambda x, y: (named(x, y), y), lambda y, ct: (ct * y, None))
-    assert (named.__name__, named.__doc__) == ("named", "What it does.")
+    assert (named.__name__, named.__doc__) == ("function", "What it does.")
     assert named(3.0) == 6
     assert jax.grad(named)(3.0) == 2
 

@@ -1,4 +1,4 @@
-"""Every public function through `jax.export`: lowered on one machine for CPU, GPU and TPU, with any batch."""
+"""Every public function through `jax.export`: lowered here for CPU, GPU and TPU, for any batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from tests.conformance import CASES, ROWS, Case, Inputs
+from tests.conformance import CASES, ROWS, Case, Inputs, named
 from tests.truth import agree, cotangent, cotangents, quick, truth, weigh
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -57,7 +57,7 @@ KINDS = ("softmax", "cross_entropy_integer_everything", "row_stats_soft", "custo
 
 @pytest.mark.parametrize("name", KINDS)
 def test_derivative_of_what_was_stored(name: str):
-    case = next(case for case in CASES if case.name == name)
+    case = named(name)
     given = case.inputs()
     lower = export.export(jax.jit(lambda inputs: case.call(**inputs)), platforms=PLATFORMS)
     loaded = export.deserialize(lower(shapes(given, ROWS)).serialize(vjp_order=1))

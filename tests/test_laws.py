@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -209,14 +210,14 @@ def test_any_axis_is_the_last_one(axis: Any):
     y = rng.integers(0, last(x).shape[-1], batch)
     q = rng.dirichlet(np.ones(x.size), ()).reshape(x.shape).astype(np.float32)
 
-    def everything(x: Any, where: Any, y: Any, q: Any, axis: Any) -> tuple[Any, ...]:
+    def everything(axis: Any, x: Any, where: Any, y: Any, q: Any) -> tuple[Any, ...]:
         maps = [f(x, axis, where) for f in (jsoftmax.softmax, jsoftmax.log_softmax)]
         slope = jax.grad(lambda x: jnp.sum(jsoftmax.cross_entropy(x, y, axis=axis)))(x)
         soft = losses.softmax_cross_entropy(x, q, axis)
         return *maps, slope, soft, jsoftmax.logsumexp(x, axis, where)
 
-    ours = quick(lambda *given: everything(*given, axis))(x, where, y, q)
-    true = quick(lambda *given: everything(*given, -1))(last(x), last(where), y, last(q))
+    ours = quick(functools.partial(everything, axis))(x, where, y, q)
+    true = quick(functools.partial(everything, -1))(last(x), last(where), y, last(q))
     close([last(np.asarray(a)) for a in ours[:3]], list(true[:3]))
     close(ours[3:], true[3:])
     kept = jax.eval_shape(lambda x: jsoftmax.logsumexp(x, axis, keepdims=True), x)

@@ -152,9 +152,7 @@ def test_mesh(kind: AxisType, axes: tuple[str | None, str | None], case: Case):
     given = placed(case, devices, *axes)
     with jax.set_mesh(devices):
         spec = output_spec(case, axes[0], axes[1])
-        by = jax.tree.map(
-            lambda c: jax.device_put(c, NamedSharding(devices, spec)), cotangents(case)
-        )
+        by = jax.tree.map(lambda c: jax.device_put(c, NamedSharding(devices, spec)), cotangents(case))
         got = quick(value_and_gradient(case, case.call))(*split(case, given), by)
     check(case, got)
     if kind == AxisType.Explicit:

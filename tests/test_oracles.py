@@ -17,9 +17,7 @@ RTOL = 1e-11
 
 
 def close(got: np.ndarray, true: list[exact.Number]) -> None:
-    np.testing.assert_allclose(
-        np.asarray(got, REAL), exact.to_longdouble(true), rtol=RTOL, atol=1e-300
-    )
+    np.testing.assert_allclose(np.asarray(got, REAL), exact.to_longdouble(true), rtol=RTOL, atol=1e-300)
 
 
 @pytest.mark.parametrize("family", [f for f in families.FAMILIES if f not in families.LARGE])

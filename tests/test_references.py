@@ -19,7 +19,7 @@ ROWS, CLASSES = 6, 5
 Arguments = dict[str, Any]
 
 
-def agree(got: jax.Array, true: np.ndarray) -> None:
+def agree(got: Any, true: np.ndarray) -> None:
     """To float32 rounding, relative to the largest entry."""
     true = np.asarray(true, np.float64)
     scale = np.max(np.abs(true), initial=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from tests.conformance import CASES, Case, Inputs
+from tests.conformance import CASES, Case, Inputs, named
 from tests.truth import agree, cotangent, cotangents, flat, quick, tangent, truth, weigh, x64
 
 Function = Callable[[Any], Any]
+# One of each kind, for what takes long: a map, a loss, statistics, a rule of a user's own.
+KINDS = [named(name) for name in ("softmax", "cross_entropy", "row_stats_soft", "custom_vjp")]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
@@ -35,7 +38,6 @@ SECOND: dict[str, Callable[[Function, Any, Any], Any]] = {
     "jacrev(jacrev)": lambda phi, x, t: jax.jacrev(jax.jacrev(phi))(x),
     "jvp(grad)": lambda phi, x, t: jax.jvp(jax.grad(phi), (x,), (t,))[1],
     "grad(grad)": lambda phi, x, t: jax.grad(lambda x: jnp.vdot(jax.grad(phi)(x), t))(x),
-    "checkpoint": lambda phi, x, t: jax.jvp(jax.grad(jax.checkpoint(phi)), (x,), (t,))[1],
 }
 
 
@@ -105,29 +107,31 @@ def test_numpy_and_python_numbers(case: Case):
         start += given[name].size
 
 
-@every_case
+@pytest.mark.parametrize("case", KINDS, ids=lambda case: case.name)
 def test_disable_jit(case: Case):
     with jax.disable_jit():
         agree(case.call(**case.inputs()), truth(case).value)
 
 
-@pytest.mark.parametrize("name", ["softmax", "cross_entropy", "row_stats_soft", "custom_vjp"])
-def test_gradient_with_disabled_jit(name: str):
-    case = next(case for case in CASES if case.name == name)
+def test_gradient_with_disabled_jit():
+    case = named("cross_entropy")
     _, phi, x = flat(case, case.inputs())
     with jax.disable_jit():
         agree(jax.grad(phi)(x), cotangent(case) @ truth(case).jacobian)
 
 
 @every_case
-def test_one_argument_at_a_time(case: Case):
+def test_some_arguments_at_a_time(case: Case):
+    """The others have no tangent then, and rules may not ask for one."""
     given = case.inputs()
+    first, *others = case.floats(given)
 
     def gradients(inputs: Inputs) -> Inputs:
-        def phi(name: str, x: Any) -> Any:
-            return weigh(case.call(**(inputs | {name: x})), cotangents(case))
+        def phi(some: Inputs) -> Any:
+            return weigh(case.call(**(inputs | some)), cotangents(case))
 
-        return {name: jax.grad(phi, 1)(name, inputs[name]) for name in case.floats(given)}
+        parts = [{first: inputs[first]}, {name: inputs[name] for name in others}]
+        return jax.grad(phi)(parts[0]) | (jax.grad(phi)(parts[1]) if others else {})
 
     agree(quick(gradients)(given), cotangent(case) @ truth(case).jacobian)
 
@@ -181,14 +185,20 @@ def test_while_loop_forward(case: Case):
     agree(got, true, 3e-5)
 
 
-@every_case
-@pytest.mark.parametrize("outer", ["jvp(grad)", "grad(grad)"])
+@pytest.mark.parametrize(
+    ("outer", "case"),
+    [("jvp(grad)", case) for case in CASES] + [("grad(grad)", case) for case in KINDS],
+    ids=lambda x: getattr(x, "name", x),
+)
 def test_second_order_in_scan(outer: str, case: Case):
     """There, jax drops a custom_jvp rule and differentiates the function itself."""
     t = tangent(case)
     true = sum(s**2 * (truth(case, scaled(case, s)).hessian @ t) for s in SCALES)
     _, phi, x = flat(case, case.inputs())
-    walk = lambda x: scan(phi, x, jnp.asarray(SCALES))
+
+    def walk(x: Any) -> Any:
+        return scan(phi, x, jnp.asarray(SCALES))
+
     agree(quick(lambda x: SECOND[outer](walk, x, jnp.asarray(t)))(x), true, 5e-5)
 
 
@@ -198,6 +208,11 @@ def batch_of_two(case: Case, names: tuple[str, ...]) -> tuple[Inputs, list[np.nd
     points = [draws[0], draws[0] | {name: draws[1][name] for name in names}]
     stacked = draws[0] | {name: np.stack([d[name] for d in draws]) for name in names}
     return stacked, [cotangent(case) @ truth(case, point).jacobian for point in points]
+
+
+def unstack(tree: Any, axis: int) -> list[Any]:
+    parts = jax.tree.map(lambda x: np.moveaxis(np.asarray(x), axis, 0), tree)
+    return [jax.tree.map(operator.itemgetter(i), parts) for i in range(2)]
 
 
 def gradient(case: Case, inputs: Inputs) -> Inputs:
@@ -213,35 +228,48 @@ def test_vmap_of_one_argument(case: Case, name: str):
     stacked, true = batch_of_two(case, (name,))
     axes = {other: 0 if other == name else None for other in stacked}
     got = quick(jax.vmap(lambda inputs: gradient(case, inputs), in_axes=(axes,)))(stacked)
-    for i, expected in enumerate(true):
-        agree(jax.tree.map(lambda x: x[i], got), expected)
+    for one, expected in zip(unstack(got, 0), true, strict=True):
+        agree(one, expected)
 
 
 @every_case
-@pytest.mark.parametrize("spmd", [None, "examples"])
-def test_vmap_of_all_arguments(spmd: str | None, case: Case):
+def test_vmap_of_all_arguments_over_a_mesh_axis(case: Case):
     stacked, true = batch_of_two(case, tuple(case.draws))
     last = {name: np.moveaxis(x, 0, -1) for name, x in stacked.items()}
     mapped = jax.vmap(
-        lambda inputs: gradient(case, inputs), in_axes=-1, out_axes=-1, spmd_axis_name=spmd
+        lambda inputs: gradient(case, inputs), in_axes=-1, out_axes=-1, spmd_axis_name="examples"
     )
     with jax.set_mesh(jax.make_mesh((2,), ("examples",), (jax.sharding.AxisType.Auto,))):
         got = quick(mapped)(last)
-    for i, expected in enumerate(true):
-        agree(jax.tree.map(lambda x: x[..., i], got), expected)
+    for one, expected in zip(unstack(got, -1), true, strict=True):
+        agree(one, expected)
+
+
+def doubled(case: Case) -> Inputs:
+    single = case.inputs()
+    return single | {name: x.astype(np.float64) for name, x in case.floats(single).items()}
 
 
 @every_case
 def test_float64(case: Case):
-    true = truth(case)
+    true, t = truth(case), tangent(case)
     with x64():
-        inputs = {
-            name: x.astype(np.float64) if x.dtype == np.float32 else x
-            for name, x in case.inputs().items()
-        }
-        f, phi, x = flat(case, inputs)
-        value, slope = quick(lambda x: (f(x), jax.grad(phi)(x)))(x)
+        f, phi, x = flat(case, doubled(case))
+
+        def both(x: Any) -> tuple[Any, Any, Any]:
+            curvature = jax.jvp(jax.grad(phi), (x,), (jnp.asarray(t, x.dtype),))
+            return f(x), *curvature
+
+        value, slope, along = quick(both)(x)
         assert value.dtype == slope.dtype == np.float64
         agree(value, true.value, 1e-13)
         agree(slope, cotangent(case) @ true.jacobian, 1e-12)
-        check_grads(quick(phi), (x,), order=2, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6)
+        agree(along, true.hessian @ t, 1e-11)
+
+
+@pytest.mark.parametrize("case", KINDS, ids=lambda case: case.name)
+def test_finite_differences(case: Case):
+    """What no formula of ours or of JAX takes part in."""
+    with x64():
+        _, phi, x = flat(case, doubled(case))
+        check_grads(jax.jit(phi), (x,), order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5)

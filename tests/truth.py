@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import operator
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from tests.conformance import CASES, Case, Inputs
+from tests.conformance import Case, Inputs, named
 
 
 class Derivatives(NamedTuple):
@@ -54,12 +56,12 @@ def x64() -> AbstractContextManager[Any]:
     """64-bit mode, under the name it has in this release of JAX."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
-    return jax.experimental.enable_x64()
+    return importlib.import_module("jax.experimental").enable_x64()
 
 
 @functools.cache
 def _cotangents(name: str) -> Any:
-    case = next(case for case in CASES if case.name == name)
+    case = named(name)
     rng, given = np.random.default_rng(3), case.inputs()
     out = jax.eval_shape(lambda: case.reference(**jax.tree.map(jnp.asarray, given)))
     return jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), out)
@@ -84,7 +86,7 @@ def tangent(case: Case) -> np.ndarray:
 def weigh(outputs: Any, by: Any) -> jax.Array:
     """`phi` of outputs in their structure, and of a cotangent like them."""
     terms = jax.tree.map(lambda c, y: jnp.sum(jnp.asarray(c, y.dtype) * y), by, outputs)
-    return sum(jax.tree.leaves(terms)[1:], start=jax.tree.leaves(terms)[0])
+    return functools.reduce(operator.add, jax.tree.leaves(terms))
 
 
 def flat(
@@ -103,7 +105,7 @@ def flat(
 
 @functools.cache
 def _derivatives_of(name: str) -> Callable[[Inputs], tuple[jax.Array, ...]]:
-    case = next(case for case in CASES if case.name == name)
+    case = named(name)
     t = tangent(case)
 
     def derivatives(inputs: Inputs) -> tuple[jax.Array, ...]:

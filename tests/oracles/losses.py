@@ -73,14 +73,10 @@ def kl_divergence(log_predictions: ArrayLike, targets: ArrayLike) -> np.ndarray:
         return np.where(q == 0, 0, q * (np.log(q) - real(log_predictions))).sum(-1)
 
 
-def kl_divergence_with_log_targets(
-    log_predictions: ArrayLike, log_targets: ArrayLike
-) -> np.ndarray:
+def kl_divergence_with_log_targets(log_predictions: ArrayLike, log_targets: ArrayLike) -> np.ndarray:
     log_q = real(log_targets)
     with np.errstate(invalid="ignore"):
-        return np.where(np.isneginf(log_q), 0, np.exp(log_q) * (log_q - real(log_predictions))).sum(
-            -1
-        )
+        return np.where(np.isneginf(log_q), 0, np.exp(log_q) * (log_q - real(log_predictions))).sum(-1)
 
 
 def generalized_kl_divergence(log_predictions: ArrayLike, targets: ArrayLike) -> np.ndarray:
@@ -111,9 +107,7 @@ def softmax_focal_loss(
     return -weight * one_minus**gamma * log_probs
 
 
-def generalized_cross_entropy(
-    logits: ArrayLike, labels: ArrayLike, *, q: float = 0.7
-) -> np.ndarray:
+def generalized_cross_entropy(logits: ArrayLike, labels: ArrayLike, *, q: float = 0.7) -> np.ndarray:
     """``(1 - p_y^q) / q``, and its limit, cross-entropy, at q = 0."""
     _, _, log_probs = _target(logits, labels)
     return -log_probs if q == 0 else -np.expm1(q * log_probs) / q

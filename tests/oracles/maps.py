@@ -10,9 +10,7 @@ from tests.oracles.rows import classes_back, classes_last, per_row, real, rows
 Axis = int | tuple[int, ...]
 
 
-def _merged(
-    x: ArrayLike, where: ArrayLike | None, axis: Axis
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _merged(x: ArrayLike, where: ArrayLike | None, axis: Axis) -> tuple[np.ndarray, np.ndarray | None]:
     array = real(x)
     if where is None:
         return classes_last(array, axis), None
@@ -33,9 +31,7 @@ def log_softmax(
     return classes_back(rows(z, mask, temperature).log_probs, axis, np.shape(x))
 
 
-def logsumexp(
-    x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None, keepdims: bool = False
-):
+def logsumexp(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None, keepdims: bool = False):
     z, mask = _merged(x, where, axis)
     value = rows(z, mask).logsumexp
     axes = (axis,) if isinstance(axis, int) else axis
@@ -79,9 +75,7 @@ def log_softmax_vjp(
     return classes_back(grad, axis, np.shape(x))
 
 
-def logsumexp_vjp(
-    x: ArrayLike, cotangent: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
-):
+def logsumexp_vjp(x: ArrayLike, cotangent: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None):
     """``c p_k``."""
     z, mask = _merged(x, where, axis)
     return classes_back(per_row(cotangent) * rows(z, mask).probs, axis, np.shape(x))
