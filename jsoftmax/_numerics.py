@@ -24,7 +24,7 @@ _COLDEST = 1e-30
 _DOMINATED = 1.0625
 
 # Below this sum of the others, their gaps are so large that rounding them costs more than 4 bits.
-_FAR = 1.1e-7
+_FAR = 2e-4
 
 # The gap at which exp is 0, by the size of the dtype; and what makes any gap at least 1.
 _UNDERFLOW = {4: 110.0, 8: 800.0}
@@ -220,7 +220,7 @@ def rest_of(
     # On a CPU, XLA sums a chain of plain arithmetic in one pass over memory, and puts the operand of
     # anything else, a comparison or a selection, into an array of full size first. So the common
     # case is the plain sum, as fast as any; the others cost a pass each and run only if a row needs
-    # them: where one class dominates, the sum without the maximum; where it does so by more than 16,
+    # them: where one class dominates, the sum without the maximum; where it does so by more than 8,
     # the same of corrected terms. The plain sum also tells of a NaN, which XLA's maximum of a long
     # row on a CPU may not.
     def in_passes() -> Array:

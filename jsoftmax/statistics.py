@@ -314,8 +314,11 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
     if temperature is not None:
         dg = dg / temperature
         d_temperature = -jnp.sum(dg * g, axis=-1, keepdims=True)
+    d_logits, d_transform, d_target = pull(dg)
     # Without the barrier XLA:CPU repeats all of the above for each consumer of the gradient.
-    d_logits, d_transform, d_target = pull(jax.lax.optimization_barrier(dg))
+    d_logits = jax.lax.platform_dependent(
+        d_logits, cpu=jax.lax.optimization_barrier, default=lambda d: d
+    )
     d_labels = None if d_q is None else d_q + d_target
     return d_logits, d_labels, None, None, d_transform, d_temperature, d_weights
 
