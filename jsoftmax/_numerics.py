@@ -20,8 +20,8 @@ from jsoftmax._typing import Array
 # A temperature below this acts as its limit 0; dividing by it cannot overflow a rounding error.
 _COLDEST = 1e-30
 
-# Below this sum of exponentials, subtracting the maximum's 1 would cost more than 4 bits.
-_DOMINATED = 1.0625
+# Below this sum of exponentials, subtracting the maximum's 1 would cost more than 2 bits.
+_DOMINATED = 1.5
 
 # Below this sum of the others, their gaps are so large that rounding them costs more than 4 bits.
 _FAR = 2e-4
