@@ -171,6 +171,11 @@ def gaps(v: Array, m: Array, temperature: Array | None = None) -> tuple[Array, A
     return gap, hopeless
 
 
+def deleted(v: Array, m: Array) -> Array:
+    """Which classes have no gradient, as if they were not there: −inf, or finite beside +inf."""
+    return (v == -jnp.inf) | ((v < jnp.inf) & row(m == jnp.inf))
+
+
 def rest_of(
     scores: Callable[[], Array],
     m: Array,

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._numerics import (
     accumulator,
+    deleted,
     exponentials,
     gaps,
     maximum,
@@ -110,10 +111,9 @@ def _log_softmax_fwd(v: Array, temperature: Array | None, empty: Array) -> tuple
 
 def _log_softmax_bwd(residuals: Any, cts: Any) -> tuple[Array, Array | None, None]:
     v, temperature, m, rest = residuals
-    _, hopeless = gaps(v, m, temperature)
     e = exponentials(v, m, temperature)
-    hopeless &= row(~jnp.isnan(rest))
-    ct = jnp.where(hopeless, 0, cts[0])
+    gone = deleted(v, m) & row(~jnp.isnan(rest))
+    ct = jnp.where(gone, 0, cts[0])
     sum_ct = row(jnp.sum(ct, axis=-1))
     share = row(1 / (1 + rest))
     # The winner's 1 − p is the others' share: no cancellation where it dominates. `1 - e` is 0 there
@@ -121,7 +121,7 @@ def _log_softmax_bwd(residuals: Any, cts: Any) -> tuple[Array, Array | None, Non
     winner = (v == row(m)) & row(rest < 1)
     others = (row(rest) + (1 - e)) * share
     dg = jnp.where(winner, (ct - sum_ct) + sum_ct * others, ct - sum_ct * (e * share))
-    dg = jnp.where(hopeless, 0, dg) + row(cts[2]) * e
+    dg = jnp.where(gone, 0, dg) + row(cts[2]) * e
     if temperature is None:
         return dg, None, None
     return *_through_temperature(dg, v, temperature), None

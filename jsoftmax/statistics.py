@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax._numerics import (
+    deleted,
     exponentials,
     gap_at,
     gaps,
@@ -273,6 +274,7 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
     share = row(1 / (1 + rest))
     cost = row(jnp.log1p(rest)) - g
     hopeless &= row(~jnp.isnan(rest))
+    gone = deleted(v, m) & row(~jnp.isnan(rest))
 
     # The gradient in the gaps: what is a row's number times e^g is gathered in `scale` first.
     scale = row(cts["rest"])
@@ -303,13 +305,13 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
         v_y = row(at_label(v, labels, axis))
         e_y = exponentials(v_y, m, temperature)
         others = jnp.where(v_y == row(m), row(rest) + (1 - e_y), row(1 + rest) - e_y)
-        d_label = jnp.where(gaps(v_y, m)[1], 0, scale * e_y - ct * others)
+        d_label = jnp.where(deleted(v_y, m), 0, scale * e_y - ct * others)
         at_y = is_label(v, labels, axis)
         dg += jnp.where(at_y, d_label, (ct + scale) * e)
     else:
         dg += scale * e
 
-    dg = jnp.where(hopeless, 0, dg) * row(nan_unless(~jnp.isnan(rest), rest.dtype))
+    dg = jnp.where(gone, 0, dg) * row(nan_unless(~jnp.isnan(rest), rest.dtype))
     d_temperature = None
     if temperature is not None:
         dg = dg / temperature

@@ -42,7 +42,9 @@ class Case(NamedTuple):
 
     def inputs(self, seed: int = 0) -> Inputs:
         """One draw of all arguments, as NumPy arrays of at most 32 bits."""
-        rng = np.random.default_rng([2026, seed])
+        # With this seed every case of integer labels has rows whose label is the maximum, and others:
+        # the rules treat the two apart.
+        rng = np.random.default_rng([2030, seed])
         return {name: draw(rng) for name, draw in self.draws.items()}
 
     def floats(self, inputs: Inputs) -> Inputs:
