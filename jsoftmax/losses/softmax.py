@@ -52,8 +52,8 @@ def softmax_cross_entropy(
         >>> from jsoftmax import losses
         >>> logits = jnp.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]])
         >>> labels = jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-        >>> print(losses.softmax_cross_entropy(logits, labels))
-        [0.2761 2.9518]
+        >>> [round(x, 4) for x in losses.softmax_cross_entropy(logits, labels).tolist()]
+        [0.2761, 2.9518]
 
     References:
         Goodfellow et al., Deep Learning, 2016, section 6.2.2.
@@ -119,8 +119,9 @@ def softmax_cross_entropy_with_integer_labels(
         >>> import jax.numpy as jnp
         >>> from jsoftmax import losses
         >>> logits = jnp.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]])
-        >>> print(losses.softmax_cross_entropy_with_integer_labels(logits, jnp.array([0, 1])))
-        [0.2761 2.9518]
+        >>> rows = losses.softmax_cross_entropy_with_integer_labels(logits, jnp.array([0, 1]))
+        >>> [round(x, 4) for x in rows.tolist()]
+        [0.2761, 2.9518]
 
     References:
         Goodfellow et al., Deep Learning, 2016, section 6.2.2.
