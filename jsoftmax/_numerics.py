@@ -2,7 +2,8 @@
 
 A row of scores `v` is held as its maximum `m` and `rest = Σ exp((v - m)/T) - 1`, the sum without
 the maximum's own term. A loss is `log1p(rest)` plus gaps, so it keeps its leading digits where one
-class dominates and `log Σ exp` would round to zero.
+class dominates and `log Σ exp` would round to zero. The exponentials themselves are taken over a
+`shift` that costs no digit.
 
 Every function here is also right under plain autodiff, at any order, with `m` held constant: the
 tied maxima keep their `exp(0)` terms, whose value is 1 and whose derivative is not.
@@ -10,7 +11,7 @@ tied maxima keep their `exp(0)` terms, whose value is 1 and whose derivative is 
 Imports `_typing`.
 """
 
-from collections.abc import Callable
+import math
 
 import jax
 import jax.numpy as jnp
@@ -20,19 +21,11 @@ from jsoftmax._typing import Array
 # A temperature below this acts as its limit 0; dividing by it cannot overflow a rounding error.
 _COLDEST = 1e-30
 
-# Below this sum of exponentials, subtracting the maximum's 1 would cost more than 2 bits.
-_DOMINATED = 1.5
-
-# Below this sum of the others, their gaps are so large that rounding them costs more than 4 bits.
-_FAR = 2e-4
-
-# The gap at which exp is 0, by the size of the dtype.
+# By the size of the dtype: the gap at which exp is 0; the logarithm of a sum whose inverse is not
+# subnormal; how far above the shift a maximum may be.
 _UNDERFLOW = {4: 110.0, 8: 800.0}
-
-# Rows are reduced in blocks of columns on a CPU if they are this wide and their array this large.
-_BLOCK = 4096
-_WIDE = 40_000
-_MANY = 1 << 23
+_OVERFLOW = {4: 86.0, 8: 707.0}
+_LIFT = {4: 79, 8: 640}
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
@@ -71,193 +64,89 @@ def nan_unless(valid: Array, dtype: jnp.dtype) -> Array:
     return jnp.where(valid, jnp.ones((), dtype), jnp.nan)
 
 
-def over_classes(
-    v: Array,
-    term: Callable[[Array], Array],
-    fold: Callable[[Array], Array],
-    join: Callable[[Array, Array], Array],
-) -> Array:
-    """`fold(term(v))` over the last axis, in blocks where XLA:CPU would fall off a cliff.
+def wide(x: Array) -> Array:
+    """`x` in the dtype its rows are reduced in."""
+    return x.astype(accumulator(x.dtype))
 
-    From about 40,000 columns on, with rows enough, its one-pass reduction takes three times as long
-    as a loop over blocks of columns; below, and on accelerators, the loop only costs.
+
+def shift(m: Array, classes: int, temperature: Array | None = None) -> Array:
+    """What to subtract from the scores of a row so that no digit is lost: `[*batch, 1]`.
+
+    The maximum itself, as everyone subtracts, rounds a gap of 80 by 64 ulp of its exponential. Here
+    the shift is 0 where `exp` can take the scores as they are, else a whole number that leaves the
+    maximum as large as the sum of `classes` terms can stand: the scores that matter then are of one
+    size with the shift, and their differences exact (Sterbenz), but for those below `e^-70`.
+
+    A temperature scales all of that, in steps of powers of two. The shift is −inf nowhere.
     """
+    size, m = m.dtype.itemsize, row(jax.lax.stop_gradient(m))
+    lift = min(_LIFT[size], int(_OVERFLOW[size] - math.log(max(classes, 1))))
 
-    def whole(v: Array) -> Array:
-        return fold(term(v))
+    def of_units(u: Array) -> Array:
+        whole = jnp.floor(u)
+        return jnp.maximum(jnp.minimum(whole, 0), whole - lift)
 
-    def in_blocks(v: Array) -> Array:
-        count = v.shape[-1] // _BLOCK
-        ends = join(whole(v[..., :_BLOCK]), whole(v[..., count * _BLOCK :]))
-
-        def step(i: Array, so_far: Array) -> Array:
-            block = jax.lax.dynamic_slice_in_dim(v, i * _BLOCK, _BLOCK, axis=-1)
-            return join(so_far, whole(block))
-
-        return jax.lax.fori_loop(1, count, step, ends)
-
-    if v.shape[-1] < _WIDE or v.size < _MANY:
-        return whole(v)
-    return jax.lax.platform_dependent(v, cpu=in_blocks, default=whole)
-
-
-def maximum(v: Array, axis_name: str | None = None) -> Array:
-    """The largest score of each row, over the whole mesh axis that shards the classes, constant."""
-    v = jax.lax.stop_gradient(v)
-    m = over_classes(v, lambda v: v, lambda v: jnp.max(v, axis=-1, initial=-jnp.inf), jnp.maximum)
-    return m if axis_name is None else jax.lax.pmax(m, axis_name)
-
-
-def total(x: Array, axis_name: str | None = None) -> Array:
-    """The sum over the classes of each row, over all shards of them."""
-    return total_of(x, lambda x: x, axis_name)
-
-
-def total_of(v: Array, term: Callable[[Array], Array], axis_name: str | None) -> Array:
-    """The sum of `term(v)`, elementwise, over the classes of each row, over all shards of them."""
-    s = over_classes(v, term, lambda x: jnp.sum(x, axis=-1), jnp.add)
-    return s if axis_name is None else jax.lax.psum(s, axis_name)
-
-
-def _centre(v: Array, m: Array) -> tuple[float, Array]:
-    """The largest finite number, and what to subtract: `m`, finite, 0 in a row without a score."""
-    largest = float(jnp.finfo(v.dtype).max)
-    return largest, row(jnp.where(m == -jnp.inf, 0, jnp.minimum(m, largest)))
-
-
-def _floor(v: Array, m: Array, temperature: Array | None) -> Array:
-    """A score so far below the maximum that its exponential is 0."""
-    largest, centre = _centre(v, m)
-    reach = _UNDERFLOW[v.dtype.itemsize] * (1.0 if temperature is None else temperature)
-    reach = jnp.minimum(jnp.maximum(reach, jnp.abs(centre) * 1e-5), largest / 2)
-    return jnp.maximum(centre - reach, -largest)
-
-
-def _difference(a: Array, b: Array) -> tuple[Array, Array]:
-    """`a - b` rounded, and its rounding error, exactly (Knuth's TwoDiff)."""
-    gap = a - b
-    back = gap - a
-    return gap, (a - (gap - back)) - (b + back)
-
-
-def exponentials(v: Array, m: Array, temperature: Array | None = None) -> Array:
-    """`exp((v - m)/T)` to the last digits: 1 for the maximum, 0 for −inf and beside +inf.
-
-    Rounding `v - m` would cost up to 64 ulp; `exp` is corrected by the error to first order.
-    """
-    largest, centre = _centre(v, m)
-    floor = _floor(v, m, temperature)
-    near = jnp.where(v > floor, jnp.where(v < jnp.inf, v, largest), floor)
-    gap, error = _difference(near, centre)
     if temperature is None:
-        return jnp.exp(gap) * (1 + error)
-    e = jnp.exp(gap / temperature) * (1 + error / temperature)
-    return jnp.where(v == -jnp.inf, 0, e)
+        c = of_units(m)
+    else:
+        cold = jnp.minimum(jax.lax.stop_gradient(temperature), 1)
+        step = jnp.ldexp(jnp.ones_like(cold), jnp.frexp(cold)[1] - 1)
+        u = m / step
+        # Beyond 2²⁴ every number is whole.
+        c = jnp.where(jnp.abs(u) < 2.0**24, of_units(u) * step, m)
+    return jnp.maximum(c, -jnp.finfo(m.dtype).max)
 
 
-def gaps(v: Array, m: Array, temperature: Array | None = None) -> tuple[Array, Array]:
-    """Returns `(v - m)/T`, kept finite, and which classes have no chance at all.
+def unit(m: Array, c: Array, temperature: Array | None = None) -> Array:
+    """The exponential of the maximum `[*batch]`, over which a sum of exponentials is `1 + rest`."""
+    gap = jnp.where(jnp.abs(m) < jnp.inf, m - c[..., 0], 0)
+    return jnp.exp(gap if temperature is None else gap / temperature[..., 0])
+
+
+def exponentials(v: Array, c: Array, temperature: Array | None = None) -> Array:
+    """`exp((v - c)/T)` to the last digits: 0 for −inf and beside +inf, which itself gives 1."""
+    gap = jnp.where(v == jnp.inf, 0, wide(v) - c)
+    if temperature is None:
+        return jnp.exp(gap)
+    size, largest = gap.dtype.itemsize, jnp.finfo(gap.dtype).max
+    gap = jnp.maximum(gap, -jnp.minimum(_UNDERFLOW[size] * temperature, largest))
+    return jnp.where(v == -jnp.inf, 0, jnp.exp(gap / temperature))
+
+
+def share_of(m: Array, c: Array, rest: Array, temperature: Array | None) -> Array:
+    """What to multiply the exponentials of a row with to get its probabilities."""
+    return 1 / (unit(m, c, temperature) * (1 + rest))
+
+
+def others_share(p: Array, rest: Array) -> Array:
+    """`1 - p` of a row's maximum, without cancellation, its derivative that of `-p`."""
+    still = jax.lax.stop_gradient
+    return still(rest / (1 + rest)) + (still(p) - p)
+
+
+def gaps(v: Array, m: Array, temperature: Array | None = None) -> Array:
+    """`(v - m)/T`, −inf for a class without a chance.
 
     Those are infinitely far below the maximum: −inf, or finite beside +inf, or so far that the gap
-    overflows; their gap is given as 0.
+    overflows.
     """
-    largest, centre = _centre(v, m)
-    lowest = jnp.where(row(m) == jnp.inf, jnp.inf, jnp.maximum(centre - largest, -largest))
-    hopeless = v < lowest
-    gap = jnp.where(hopeless, 0, jnp.minimum(v, largest) - centre)
-    if temperature is not None:
-        gap = jnp.maximum(gap / temperature, -largest)
-    return gap, hopeless
+    gap = jnp.where(v == jnp.inf, 0, wide(v) - row(jnp.where(m == -jnp.inf, 0, m)))
+    if temperature is None:
+        return gap
+    hopeless, lowest = gap == -jnp.inf, -jnp.finfo(gap.dtype).max
+    return jnp.where(hopeless, -jnp.inf, jnp.maximum(jnp.where(hopeless, 0, gap) / temperature, lowest))
+
+
+def finite_gaps(v: Array, m: Array, temperature: Array | None) -> tuple[Array, Array]:
+    """The gaps, 0 for a class without a chance, and which classes those are."""
+    gap = gaps(v, m, temperature)
+    hopeless = gap == -jnp.inf
+    return jnp.where(hopeless, 0, gap), hopeless
 
 
 def deleted(v: Array, m: Array) -> Array:
     """Which classes have no gradient, as if they were not there: −inf, or finite beside +inf."""
     return (v == -jnp.inf) | ((v < jnp.inf) & row(m == jnp.inf))
-
-
-def rest_of(
-    scores: Callable[[], Array],
-    m: Array,
-    temperature: Array | None,
-    empty: Array | bool,
-    axis_name: str | None = None,
-) -> Array:
-    """`Σ exp((v - m)/T) - 1` without cancellation; NaN where the row has no distribution.
-
-    Args:
-        scores: Makes `v`; called where it is needed, so that a branch not taken does not store it.
-        m: The maxima of the rows.
-        temperature: `[*batch, 1]`, or none.
-        empty: The rows with every class masked: their `rest` is 0, and what follows from it finite.
-        axis_name: The mesh axis that shards the classes.
-    """
-
-    def plain(v: Array) -> Array:
-        centre = row(jnp.where(jnp.abs(m) < jnp.inf, m, 0))
-        if temperature is None:
-            return jnp.exp(v - centre)
-        floor = _floor(v, m, temperature)
-        e = jnp.exp((jnp.where(v < floor, floor, v) - centre) / temperature)
-        return jnp.where(v == -jnp.inf, 0, e)
-
-    def other(v: Array, corrected: bool) -> Array:
-        largest, centre = _centre(v, m)
-        near = jnp.minimum(jnp.maximum(v, _floor(v, m, temperature)), largest)
-        gap, error = _difference(near, centre)
-        if temperature is not None:
-            gap, error = gap / temperature, error / temperature
-        e = jnp.exp(gap) * (1 + error) if corrected else jnp.exp(gap)
-        # In such a row the maximum is the only class with a gap above log 1/2. Asking for a gap of 0
-        # would miss it where XLA rounds a transform one way here and another way in `m`.
-        return e * jnp.clip(-1000.0 * (gap + 0.6), 0, 1)
-
-    def sum_of(term: Callable[[Array], Array]) -> Array:
-        return total_of(scores(), term, None)
-
-    def rough() -> Array:
-        return sum_of(lambda v: other(v, corrected=False))
-
-    def fine() -> Array:
-        return sum_of(lambda v: other(v, corrected=True))
-
-    def tied_infinities() -> Array:
-        return sum_of(lambda v: (v == jnp.inf).astype(v.dtype)) - 1
-
-    # On a CPU, XLA sums a chain of plain arithmetic in one pass over memory, and puts the operand of
-    # anything else, a comparison or a selection, into an array of full size first. So the common
-    # case is the plain sum, as fast as any; the others cost a pass each and run only if a row needs
-    # them: where one class dominates, the sum without the maximum; where it does so by more than 8,
-    # the same of corrected terms. The plain sum also tells of a NaN, which XLA's maximum of a long
-    # row on a CPU may not.
-    def in_passes() -> Array:
-        s = sum_of(plain)
-        dominated, infinite = s < _DOMINATED, m == jnp.inf
-        rest = _where_any(dominated, rough, s - 1)
-        rest = _where_any(dominated & (rest < _FAR), fine, rest)
-        rest = jnp.where(jnp.isnan(s), s, _where_any(infinite, tied_infinities, rest))
-        # Whatever way the value took, its derivative is the plain sum's.
-        moving = jnp.where(jnp.isfinite(s), s, 0)
-        return jax.lax.stop_gradient(rest) + (moving - jax.lax.stop_gradient(moving))
-
-    def in_one_pass() -> Array:
-        v = scores()
-        e, below = exponentials(v, m, temperature), v < row(m)
-        tied = total(jnp.where(below, 0, e), axis_name)
-        return total(jnp.where(below, e, 0), axis_name) + (tied - 1)
-
-    if axis_name is None:
-        rest = jax.lax.platform_dependent(cpu=in_passes, default=in_one_pass)
-    else:
-        # Devices that disagree about a branch would wait for each other in its collectives.
-        rest = in_one_pass()
-    none = (m == -jnp.inf) & ~jnp.asarray(empty)
-    undefined = jnp.isnan(rest) | jnp.isnan(m) | ((m == jnp.inf) & (rest > 0)) | none
-    return jnp.where(undefined, jnp.nan, jnp.where(m == -jnp.inf, 0, rest))
-
-
-def _where_any(flag: Array, make: Callable[[], Array], other: Array) -> Array:
-    """`where(flag, make(), other)`, without calling `make` at run time where no row needs it."""
-    return jnp.where(flag, jax.lax.cond(jnp.any(flag), make, lambda: other), other)
 
 
 def gap_at(v_at: Array, m: Array, temperature: Array | None = None) -> Array:

@@ -1,6 +1,6 @@
 """The losses and statistics of logits that are held in memory, one row of classes per label.
 
-Imports `statistics`, `transforms`, `maps`, `_numerics`, `_checks`.
+Imports `statistics`, `maps`, `transforms`, `_walks`, `_numerics`, `_checks`.
 """
 
 import dataclasses
@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._numerics import accumulator, nan_unless, row, scaled, total, widened
+from jsoftmax._numerics import accumulator, nan_unless, row, scaled, widened
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
+from jsoftmax._walks import total
 from jsoftmax.maps import all_masked, classes_last, row_temperature
 from jsoftmax.statistics import (
     NEEDS,
@@ -218,6 +219,7 @@ def _cross_entropy(
     empty = all_masked(where, logits, axis_name)
     t = row_temperature(temperature, logits)
     wanted = {"nll"} if smoothing is None else {"nll", "uniform"}
+    wanted = wanted if z_loss is None else wanted | {"log_normalizer"}
     raw = reduce(
         Reduction(frozenset(wanted), axis_name), logits, q, where, empty, transform, t, weights
     )

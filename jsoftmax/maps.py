@@ -4,7 +4,7 @@ Each has its own backward rule on rows with the classes last; the public functio
 into that form, and back. Softmax's rule is that of the whole entmax family,
 `J = diag(s) − s sᵀ/Σs` with `s = p^(2−α)`.
 
-Imports `autodiff`, `_numerics`, `_checks`.
+Imports `autodiff`, `_walks`, `_numerics`, `_checks`.
 """
 
 import functools
@@ -19,14 +19,17 @@ from jsoftmax._numerics import (
     accumulator,
     deleted,
     exponentials,
+    finite_gaps,
     gaps,
-    maximum,
-    rest_of,
+    others_share,
     row,
     safe_temperature,
-    total,
+    share_of,
+    shift,
+    wide,
 )
 from jsoftmax._typing import Array, ArrayLike, Axis
+from jsoftmax._walks import defined, maximum, rest_of, total
 from jsoftmax.autodiff import custom_vjp
 
 
@@ -52,9 +55,8 @@ def classes_back(x: Array, axis: tuple[int, ...], shape: tuple[int, ...]) -> Arr
 
 
 def masked(x: Array, where: Array | None) -> Array:
-    """The scores of a row in the dtype they are reduced in, −inf where a class is masked."""
-    v = x.astype(accumulator(x.dtype))
-    return v if where is None else jnp.where(where, v, -jnp.inf)
+    """The scores, −inf where a class is masked."""
+    return x if where is None else jnp.where(where, x, -jnp.inf)
 
 
 def all_masked(where: Array | None, v: Array, axis_name: str | None = None) -> Array | bool:
@@ -71,11 +73,17 @@ def rows_like(v: Array, flag: Array | bool) -> Array:
     return jnp.broadcast_to(jnp.asarray(flag), v.shape[:-1])
 
 
+def _probabilities(v: Array, m: Array, rest: Array, temperature: Array | None) -> Array:
+    c = shift(m, v.shape[-1], temperature)
+    return exponentials(v, c, temperature) * row(share_of(m, c, rest, temperature))
+
+
 @custom_vjp
 def _softmax(v: Array, temperature: Array | None, empty: Array) -> Array:
     m = maximum(v)
-    share = 1 / (1 + rest_of(lambda: v, m, temperature, empty))
-    return exponentials(v, m, temperature) * row(share)
+    c = shift(m, v.shape[-1], temperature)
+    e = exponentials(v, c, temperature)
+    return e / row(defined(total(e), m, empty))
 
 
 def _softmax_fwd(v: Array, temperature: Array | None, empty: Array) -> tuple[Array, Any]:
@@ -98,10 +106,9 @@ _softmax.defvjp(_softmax_fwd, _softmax_bwd)
 @custom_vjp
 def _log_softmax(v: Array, temperature: Array | None, empty: Array) -> tuple[Array, Array, Array]:
     m = maximum(v)
-    g, hopeless = gaps(v, m, temperature)
-    rest = rest_of(lambda: v, m, temperature, empty)
-    hopeless &= row(~jnp.isnan(rest))
-    return jnp.where(hopeless, -jnp.inf, g - row(jnp.log1p(rest))), m, rest
+    c = shift(m, v.shape[-1], temperature)
+    rest = rest_of(lambda: v, m, c, temperature, empty)
+    return gaps(v, m, temperature) - row(jnp.log1p(rest)), m, rest
 
 
 def _log_softmax_fwd(v: Array, temperature: Array | None, empty: Array) -> tuple[Any, Any]:
@@ -111,17 +118,14 @@ def _log_softmax_fwd(v: Array, temperature: Array | None, empty: Array) -> tuple
 
 def _log_softmax_bwd(residuals: Any, cts: Any) -> tuple[Array, Array | None, None]:
     v, temperature, m, rest = residuals
-    e = exponentials(v, m, temperature)
+    p = _probabilities(v, m, rest, temperature)
     gone = deleted(v, m) & row(~jnp.isnan(rest))
     ct = jnp.where(gone, 0, cts[0])
     sum_ct = row(jnp.sum(ct, axis=-1))
-    share = row(1 / (1 + rest))
-    # The winner's 1 − p is the others' share: no cancellation where it dominates. `1 - e` is 0 there
-    # and carries its derivative.
-    winner = (v == row(m)) & row(rest < 1)
-    others = (row(rest) + (1 - e)) * share
-    dg = jnp.where(winner, (ct - sum_ct) + sum_ct * others, ct - sum_ct * (e * share))
-    dg = jnp.where(gone, 0, dg) + row(cts[2]) * e
+    winner = (wide(v) == row(m)) & row(rest < 1)
+    others = others_share(p, row(rest))
+    dg = jnp.where(winner, (ct - sum_ct) + sum_ct * others, ct - sum_ct * p)
+    dg = jnp.where(gone, 0, dg) + row(cts[2] * (1 + rest)) * p
     if temperature is None:
         return dg, None, None
     return *_through_temperature(dg, v, temperature), None
@@ -130,30 +134,34 @@ def _log_softmax_bwd(residuals: Any, cts: Any) -> tuple[Array, Array | None, Non
 _log_softmax.defvjp(_log_softmax_fwd, _log_softmax_bwd)
 
 
-@custom_vjp
-def _logsumexp(v: Array, empty: Array) -> tuple[Array, Array, Array]:
+@functools.partial(custom_vjp, nondiff_argnums=(2,))
+def _logsumexp(v: Array, empty: Array, kept: bool = False) -> tuple[Array, Array, Array]:
     m = maximum(v)
-    rest = rest_of(lambda: v, m, None, empty)
+    c = shift(m, v.shape[-1])
+    # Beside a maximum of 1 or more, the last digits of the rest do not show.
+    rest = rest_of(lambda: v, m, c, None, empty, kept=kept, matters=jnp.abs(m) < 1)
     finite = jnp.abs(m) < jnp.inf
     return jnp.where(finite, m + jnp.log1p(jnp.where(finite, rest, 0)), m), m, rest
 
 
-def _logsumexp_fwd(v: Array, empty: Array) -> tuple[Any, Any]:
-    out = _logsumexp(v, empty)
+def _logsumexp_fwd(v: Array, empty: Array, kept: bool) -> tuple[Any, Any]:
+    del kept
+    out = _logsumexp(v, empty, True)
     return out, (v, out[1], jnp.where(out[1] == -jnp.inf, 0, out[2]))
 
 
-def _logsumexp_bwd(residuals: Any, cts: Any) -> tuple[Array, None]:
+def _logsumexp_bwd(kept: bool, residuals: Any, cts: Any) -> tuple[Array, None]:
+    del kept
     v, m, rest = residuals
-    return exponentials(v, m) * row(cts[0] / (1 + rest) + cts[2]), None
+    return _probabilities(v, m, rest, None) * row(cts[0] + cts[2] * (1 + rest)), None
 
 
 _logsumexp.defvjp(_logsumexp_fwd, _logsumexp_bwd)
 
 
 def _through_temperature(dg: Array, v: Array, temperature: Array) -> tuple[Array, Array]:
-    """Cotangents of `v` and `T` from that of the gaps `g = (v − m)/T`."""
-    g, _ = gaps(v, maximum(v), temperature)
+    """Cotangents of the scores and `T` from that of the gaps `g = (v − m)/T`."""
+    g, _ = finite_gaps(v, maximum(v), temperature)
     return dg / temperature, -jnp.sum(dg * g / temperature, axis=-1, keepdims=True)
 
 
@@ -168,18 +176,18 @@ def row_temperature(temperature: ArrayLike | None, v: Array) -> Array | None:
 
 @functools.partial(jax.jit, static_argnames=("axis", "log"))
 def _map(x: Array, where: Array | None, temperature: ArrayLike | None, axis: Any, log: bool) -> Array:
-    v, allowed = _rows(x, where, axis)
-    empty = all_masked(allowed, v)
-    t = row_temperature(temperature, v)
-    out = _log_softmax(v, t, empty)[0] if log else _softmax(v, t, empty)
+    rows, allowed = _rows(x, where, axis)
+    empty = all_masked(allowed, rows)
+    t = row_temperature(temperature, rows)
+    out = _log_softmax(rows, t, empty)[0] if log else _softmax(rows, t, empty)
     out = out if allowed is None else jnp.where(allowed, out, -jnp.inf if log else 0)
     return classes_back(out, axis, x.shape).astype(x.dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("axis", "keepdims"))
 def _reduced(x: Array, where: Array | None, axis: Any, keepdims: bool) -> Array:
-    v, allowed = _rows(x, where, axis)
-    out = _logsumexp(v, all_masked(allowed, v))[0].astype(x.dtype)
+    rows, allowed = _rows(x, where, axis)
+    out = _logsumexp(rows, all_masked(allowed, rows))[0].astype(x.dtype)
     return jnp.expand_dims(out, axis) if keepdims else out
 
 

@@ -3,7 +3,7 @@
 Every softmax-type loss is a formula over a few numbers per row. `reduce` returns them relative to
 the row's maximum, where they keep their digits; `RowStats` holds what users read.
 
-Imports `autodiff`, `transforms`, `maps`, `_numerics`.
+Imports `maps`, `transforms`, `autodiff`, `_walks`, `_numerics`.
 """
 
 import dataclasses
@@ -14,18 +14,21 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax._numerics import (
+    accumulator,
     deleted,
     exponentials,
+    finite_gaps,
     gap_at,
-    gaps,
-    maximum,
     nan_unless,
-    rest_of,
+    others_share,
     row,
     sharded_like,
-    total,
+    share_of,
+    shift,
+    wide,
 )
 from jsoftmax._typing import Array
+from jsoftmax._walks import apart, maximum, rest_around, rest_of, total
 from jsoftmax.autodiff import custom_vjp
 from jsoftmax.maps import masked
 from jsoftmax.transforms import LogitTransform
@@ -39,11 +42,13 @@ class Reduction:
         statistics: Those to compute beside `maximum` and `rest`.
         axis_name: The mesh axis that shards the classes.
         drop_masked_mass: Whether soft label mass on a masked class is dropped, not infinite.
+        kept: Whether the exponentials are to be kept for the backward pass.
     """
 
     statistics: frozenset[str]
     axis_name: str | None = None
     drop_masked_mass: bool = False
+    kept: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -78,6 +83,7 @@ class RowStats:
 
 NEEDS = {
     "nll": "nll",
+    "log_normalizer": "log_normalizer",
     "target_log_prob": "nll",
     "mean_logit": "mean",
     "expected_logit": "expected",
@@ -120,7 +126,7 @@ def finish(
 def first_largest(v: Array, axis_name: str | None) -> Array:
     """The global id of the first largest class of each row; `2³¹ − 1` in a row of NaN."""
     last = jnp.iinfo(jnp.int32).max
-    ids = jnp.where(v == row(maximum(v, axis_name)), class_ids(v, axis_name), last)
+    ids = jnp.where(wide(v) == row(maximum(v, axis_name)), class_ids(v, axis_name), last)
     first = jnp.min(ids, axis=-1, initial=last)
     return first if axis_name is None else jax.lax.pmin(first, axis_name)
 
@@ -163,7 +169,7 @@ def at_label(v: Array, labels: Array, axis_name: str | None = None) -> Array:
         if v.ndim == 1:
             found = jnp.take(v, index, mode="clip")
         else:
-            found = jnp.take_along_axis(v, row(index), axis=-1, mode="clip")[..., 0]
+            found = jnp.take_along_axis(apart(v), row(index), axis=-1, mode="clip")[..., 0]
         found = jnp.where(here, found, 0)
         return found if axis_name is None else jax.lax.psum(found, axis_name)
 
@@ -188,7 +194,7 @@ def scores(
     v = masked(logits, where)
     if transform is None:
         return v
-    target = None
+    v, target = wide(v), None
     if transform.needs_target:
         indices = jnp.issubdtype(labels.dtype, jnp.integer)
         target = is_label(v, labels, axis_name) if indices else labels
@@ -211,7 +217,8 @@ def _reduce_rows(
 
     With the gaps `g = (v − m)/T` of the scores `v`: `maximum` is `m`, a constant; `rest` is
     `Σ e^g − 1`; `nll` is `Σ q (log Σ e^g − g)`; `uniform` is `Σ w (log Σ e^g − g)` over the classes
-    that are not masked, `mean` the mean of `g` over them; `expected` is `Σ p g`.
+    that are not masked, `mean` the mean of `g` over them; `expected` is `Σ p g`. That `rest` will be
+    read as a log-normalizer is said by the name "log_normalizer", which adds no number.
     """
     axis, wanted = reduction.axis_name, reduction.statistics
 
@@ -220,8 +227,22 @@ def _reduce_rows(
 
     v = recompute()
     m = maximum(v, axis)
-    rest = rest_of(recompute, m, temperature, empty, axis)
-    g, hopeless = gaps(v, m, temperature)
+    c = shift(m, num_classes(v, axis), temperature)
+    indices = _are_indices(labels)
+    v_y = wide(at_label(v, labels, axis)) if indices else m
+    t = None if temperature is None else temperature[..., 0]
+    if not indices or wanted & {"log_normalizer", "expected"}:
+        rest = rest_of(recompute, m, c, temperature, empty, axis, reduction.kept)
+    elif reduction.kept:
+        valid = (labels >= 0) & (labels < num_classes(v, axis))
+        others = _others(v, labels, c, temperature, axis)
+        out_of = jnp.where(valid, v_y, -jnp.inf)
+        rest = rest_around(others, out_of, m, c, temperature, empty, axis)
+    else:
+        # A loss is as large as the label's gap; the last digits of the rest show where that is 0, or
+        # a rounding error of the transform.
+        rest = rest_of(recompute, m, c, temperature, empty, axis, matters=gap_at(v_y, m, t) > -0.6)
+    g, hopeless = finite_gaps(v, m, temperature)
     log_sum = jnp.log1p(rest)
 
     def gap_sum(share: Array) -> Array:
@@ -230,9 +251,8 @@ def _reduce_rows(
         return jnp.where(lost & ~jnp.isnan(rest), -jnp.inf, total(share * g, axis))
 
     out = {"maximum": m, "rest": rest}
-    if "nll" in wanted and _are_indices(labels):
-        t = None if temperature is None else temperature[..., 0]
-        out["nll"] = log_sum - gap_at(at_label(v, labels, axis), m, t)
+    if "nll" in wanted and indices:
+        out["nll"] = log_sum - gap_at(v_y, m, t)
     elif "nll" in wanted:
         q = _kept(labels, where, hopeless, reduction)
         out["nll"] = log_sum * total(q, axis) - gap_sum(q)
@@ -245,7 +265,8 @@ def _reduce_rows(
         allowed = _allowed(v, where, None)
         out["mean"] = gap_sum(allowed) / jnp.maximum(total(allowed, axis), 1)
     if "expected" in wanted:
-        out["expected"] = total(exponentials(v, m, temperature) * g, axis) / (1 + rest)
+        e = exponentials(v, c, temperature)
+        out["expected"] = total(e * g, axis) * share_of(m, c, rest, temperature)
     defined = nan_unless(~jnp.isnan(rest), rest.dtype)
     return {name: x if name == "maximum" else x * defined for name, x in out.items()}
 
@@ -254,7 +275,7 @@ reduce = custom_vjp(_reduce_rows, nondiff_argnums=(0,))
 
 
 def _reduce_fwd(reduction: Reduction, *operands: Any) -> tuple[Any, Any]:
-    out = reduce(reduction, *operands)
+    out = reduce(dataclasses.replace(reduction, kept=True), *operands)
     return out, (operands, out)
 
 
@@ -269,54 +290,56 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
 
     v, pull = jax.vjp(prepare, logits, transform, q)
     m, rest = out["maximum"], out["rest"]
-    g, hopeless = gaps(v, m, temperature)
-    e = exponentials(v, m, temperature)
-    share = row(1 / (1 + rest))
+    g, hopeless = finite_gaps(v, m, temperature)
+    c = shift(m, num_classes(v, axis), temperature)
+    share = row(share_of(m, c, rest, temperature))
+    p = exponentials(v, c, temperature) * share
     cost = row(jnp.log1p(rest)) - g
     hopeless &= row(~jnp.isnan(rest))
-    gone = deleted(v, m) & row(~jnp.isnan(rest))
 
-    # The gradient in the gaps: what is a row's number times e^g is gathered in `scale` first.
-    scale = row(cts["rest"])
-    dg, d_q, d_weights = jnp.zeros_like(v), None, None
+    # The gradient in the gaps. What is a row's number times p is gathered in `scale` first, and
+    # vanishes with p; the other terms, in `direct`, are to be masked.
+    scale = row(cts["rest"] * (1 + rest))
+    direct, d_q, d_weights = [], None, None
     if "uniform" in cts:
         w, ct = _allowed(v, where, weights), row(cts["uniform"])
-        scale += ct * row(total(w, axis)) * share
-        dg -= ct * w
+        scale += ct * row(total(w, axis))
+        direct.append(-ct * w)
         if weights is not None:
             d_w = jnp.where(hopeless, 0, ct * cost * _allowed(v, where, None))
             d_weights = jnp.sum(d_w, axis=range(d_w.ndim - 1))
     if "mean" in cts:
         allowed = _allowed(v, where, None)
-        dg += row(cts["mean"] / jnp.maximum(total(allowed, axis), 1)) * allowed
-    if "expected" in cts:
-        dg += row(cts["expected"]) * share * e * (1 + g - row(out["expected"]))
-    # The label's p − 1 is minus the others' share: no cancellation where the label dominates. `1 - e`
-    # is 0 at the maximum and carries its derivative.
+        direct.append(row(cts["mean"] / jnp.maximum(total(allowed, axis), 1)) * allowed)
+    # The label's p − 1 is minus the others' share: no cancellation where the label dominates.
     if "nll" in cts and soft:
         q = _kept(labels, where, hopeless, reduction)
         ct, mass = row(cts["nll"]), row(total(q, axis))
-        near = (v == row(m)) & (2 * q >= mass)
-        others = (row(rest) + (1 - e)) * share
-        dg += ct * jnp.where(near, (mass - q) - mass * others, mass * e * share - q) + scale * e
+        near = (wide(v) == row(m)) & (2 * q >= mass)
+        others = others_share(p, row(rest))
+        direct.append(ct * jnp.where(near, (mass - q) - mass * others, mass * p - q))
         d_q = jnp.where(hopeless, 0, ct * cost)
-    elif "nll" in cts:
-        ct = row(cts["nll"]) * share
-        v_y = row(at_label(v, labels, axis))
-        e_y = exponentials(v_y, m, temperature)
-        others = jnp.where(v_y == row(m), row(rest) + (1 - e_y), row(1 + rest) - e_y)
-        d_label = jnp.where(deleted(v_y, m), 0, scale * e_y - ct * others)
-        at_y = is_label(v, labels, axis)
-        dg += jnp.where(at_y, d_label, (ct + scale) * e)
+    if "nll" in cts and not soft:
+        ct = row(cts["nll"])
+        v_y = row(wide(at_label(v, labels, axis)))
+        p_y = exponentials(v_y, c, temperature) * share
+        others = jnp.where(v_y == row(m), others_share(p_y, row(rest)), 1 - p_y)
+        gone = deleted(v_y, m) & row(~jnp.isnan(rest))
+        d_label = jnp.where(gone, 0, scale * p_y - ct * others)
+        dg = (ct + scale) * (_others(v, labels, c, temperature, axis) * share)
+        dg = jnp.where(is_label(v, labels, axis), d_label, dg)
     else:
-        dg += scale * e
-
-    dg = jnp.where(gone, 0, dg) * row(nan_unless(~jnp.isnan(rest), rest.dtype))
+        dg = scale * p
+    if "expected" in cts:
+        dg += row(cts["expected"]) * p * (1 + g - row(out["expected"]))
+    if direct:
+        gone = deleted(v, m) & row(~jnp.isnan(rest))
+        dg += jnp.where(gone, 0, sum(direct[1:], direct[0]))
     d_temperature = None
     if temperature is not None:
         dg = dg / temperature
         d_temperature = -jnp.sum(dg * g, axis=-1, keepdims=True)
-    d_logits, d_transform, d_target = pull(dg)
+    d_logits, d_transform, d_target = pull(dg.astype(v.dtype))
     # Without the barrier XLA:CPU repeats all of the above for each consumer of the gradient.
     d_logits = jax.lax.platform_dependent(
         d_logits, cpu=jax.lax.optimization_barrier, default=lambda d: d
@@ -326,6 +349,13 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
 
 
 reduce.defvjp(_reduce_fwd, _reduce_bwd)
+
+
+def _others(
+    v: Array, labels: Array, c: Array, temperature: Array | None, axis_name: str | None
+) -> Array:
+    """The exponentials of all classes but the label: the one array that both passes share."""
+    return jnp.where(is_label(v, labels, axis_name), 0, exponentials(v, c, temperature))
 
 
 def _are_indices(labels: Array) -> bool:
@@ -340,5 +370,9 @@ def _kept(q: Array, where: Array | None, hopeless: Array, reduction: Reduction) 
 
 
 def _allowed(v: Array, where: Array | None, weights: Array | None) -> Array:
-    w = jnp.ones_like(v) if weights is None else jnp.broadcast_to(weights, v.shape)
+    w = (
+        jnp.ones(v.shape, accumulator(v.dtype))
+        if weights is None
+        else jnp.broadcast_to(weights, v.shape)
+    )
     return w if where is None else jnp.where(where, w, 0)

@@ -21,6 +21,7 @@ TESTS = Path(__file__).parent
 # What a module may import lies on its own layer or below it.
 LAYERS = {
     "_numerics": 0,
+    "_walks": 1,
     "_checks": 0,
     "_typing": 0,
     "autodiff": 1,

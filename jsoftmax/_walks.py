@@ -1,0 +1,218 @@
+"""Passes over the class axis: the maximum, sums, and the sum of exponentials without its cancellation.
+
+How often an array is read decides what a loss costs, so this is where the forms are that XLA:CPU
+walks well. Scores come in any dtype, and each pass widens them for itself: two readers of wide scores
+would make XLA store those.
+
+Imports `_numerics`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jsoftmax._numerics import exponentials, row, unit, wide
+from jsoftmax._typing import Array
+
+# Below this sum of exponentials, subtracting the maximum's 1 would cost more than 2 bits.
+_DOMINATED = 1.5
+
+# Up to so many classes, one pass for two sums costs less than asking whether the second is needed.
+_FEW = 16
+
+# Rows are reduced in blocks of columns on a CPU if they are this wide and their array this large.
+_BLOCK = 4096
+_WIDE = 40_000
+_MANY = 1 << 23
+
+
+def maximum(x: Array, axis_name: str | None = None) -> Array:
+    """The largest score of each row, over the whole mesh axis that shards the classes, constant."""
+    m = wide(jnp.max(jax.lax.stop_gradient(x), axis=-1, initial=-jnp.inf))
+    return m if axis_name is None else jax.lax.pmax(m, axis_name)
+
+
+def apart(v: Array) -> Array:
+    """`v` for a reader of a few entries: XLA:CPU would widen 16 bits for it first, and store all."""
+    return v if v.dtype.itemsize > 2 else jax.lax.optimization_barrier(v)
+
+
+def total(x: Array, axis_name: str | None = None) -> Array:
+    """The sum over the classes of each row, over all shards of them."""
+    s = jnp.sum(x, axis=-1)
+    return s if axis_name is None else jax.lax.psum(s, axis_name)
+
+
+def total_of(v: Array, term: Callable[[Array], Array], axis_name: str | None) -> Array:
+    """The sum of `term(v)`, elementwise, of values that are not needed otherwise.
+
+    From about 40,000 columns on, with rows enough, XLA:CPU puts the terms into an array of full size
+    before it sums them, three times as slow as a loop over blocks of columns; below, and on
+    accelerators, the loop only costs.
+    """
+
+    def whole(v: Array) -> Array:
+        return jnp.sum(term(v), axis=-1)
+
+    def in_blocks(v: Array) -> Array:
+        count = v.shape[-1] // _BLOCK
+
+        def step(i: Array, so_far: Array) -> Array:
+            block = jax.lax.dynamic_slice_in_dim(apart(v), i * _BLOCK, _BLOCK, axis=-1)
+            return so_far + whole(block)
+
+        ends = whole(v[..., :_BLOCK]) + whole(v[..., count * _BLOCK :])
+        return jax.lax.fori_loop(1, count, step, ends)
+
+    if v.shape[-1] < _WIDE or not isinstance(v.size, int) or v.size < _MANY:
+        s = whole(v)
+    else:
+        s = jax.lax.platform_dependent(v, cpu=in_blocks, default=whole)
+    return s if axis_name is None else jax.lax.psum(s, axis_name)
+
+
+def rest_of(
+    scores: Callable[[], Array],
+    m: Array,
+    c: Array,
+    temperature: Array | None,
+    empty: Array | bool,
+    axis_name: str | None = None,
+    kept: bool = False,
+    matters: Array | bool = True,
+) -> Array:
+    """`Σ exp((v - m)/T) - 1` without cancellation; NaN where the row has no distribution.
+
+    Where one class dominates, taking its 1 from the sum would leave few digits of the rest: it is
+    summed without that class. On a CPU that pass is made only if a row needs it.
+
+    Args:
+        scores: Makes `v`; called where it is needed, so that a branch not taken does not store it.
+        m: The maxima of the rows.
+        c: Their shift.
+        temperature: `[*batch, 1]`, or none.
+        empty: The rows with every class masked: their rest is 0, and what follows finite.
+        axis_name: The mesh axis that shards the classes.
+        kept: Whether the `exponentials` themselves are needed too, so that the compiler keeps them.
+        matters: The rows of which the digits of the rest will be read.
+    """
+    v = scores()
+    top = unit(m, c, temperature)
+
+    def infinities() -> Array:
+        def term(v: Array) -> Array:
+            return jnp.where(v == jnp.inf, 1, jnp.where(jnp.isnan(v), jnp.nan, 0).astype(m.dtype))
+
+        return total_of(scores(), term, axis_name)
+
+    def others() -> Array:
+        return total_of(scores(), lambda v: _below(v, m, c, temperature), axis_name) / top
+
+    if v.shape[-1] <= _FEW:
+        e = exponentials(v, c, temperature)
+        below = jnp.where(wide(v) < _border(m, temperature), e, 0)
+        s, rest = _two_totals(e, below, axis_name)
+        s, rest = defined(s, m, empty) / top, rest / top
+    elif kept:
+        e = exponentials(v, c, temperature)
+        s = defined(total(e, axis_name), m, empty) / top
+        # Where one class dominates, the others have less than half of its exponential.
+        steep = 1e4 / row(top)
+        below = e * jnp.minimum(jnp.maximum(6e3 - steep * e, 0), 1)
+        rest = total(below, axis_name) / top
+    else:
+        s = total_of(v, lambda v: _plain(v, m, c, temperature), axis_name)
+        s = defined(_where_any(m == jnp.inf, infinities, s, axis_name), m, empty)
+        rest = _where_any((s < _DOMINATED) & matters, others, s - 1, axis_name)
+    return _moving(s, jnp.where(s < _DOMINATED, rest, s - 1))
+
+
+def rest_around(
+    others: Array,
+    v_at: Array,
+    m: Array,
+    c: Array,
+    temperature: Array | None,
+    empty: Array | bool,
+    axis_name: str | None,
+) -> Array:
+    """As `rest_of`, where its digits are read only if one given class dominates the row.
+
+    Args:
+        others: The `exponentials` with a 0 for that class.
+        v_at: Its score, −inf for none.
+        m: The maxima of the rows, and so on as in `rest_of`.
+        c: Their shift.
+        temperature: `[*batch, 1]`, or none.
+        empty: The rows with every class masked.
+        axis_name: The mesh axis that shards the classes.
+    """
+    top, rest = unit(m, c, temperature), total(others, axis_name)
+    s = defined(rest + exponentials(row(v_at), c, temperature)[..., 0], m, empty) / top
+    dominates = (row(v_at) > _border(m, temperature))[..., 0] & (s < _DOMINATED)
+    return _moving(s, jnp.where(dominates, rest / top, s - 1))
+
+
+def _border(m: Array, temperature: Array | None) -> Array:
+    """A score above those of the others where one class dominates.
+
+    Those have a gap below log 1/2. Asking for a gap of 0 would miss the dominant class where XLA
+    rounds a transform one way here and another way in `m`.
+    """
+    return row(m) - (0.6 if temperature is None else 0.6 * temperature)
+
+
+def defined(s: Array, m: Array, empty: Array | bool) -> Array:
+    """The sum, NaN where there is no distribution: no exponential but 0, or two infinities."""
+    s = jnp.where((s == 0) | ((m == jnp.inf) & (s > 1)), jnp.nan, s)
+    return s if empty is False else jnp.where(empty, 1, s)
+
+
+def _moving(s: Array, rest: Array) -> Array:
+    """`rest`; whatever way it took, its derivative is that of the sum `s`."""
+    still = jax.lax.stop_gradient
+    moving = jnp.where(jnp.isfinite(s), s, 0)
+    return still(rest) + (moving - still(moving))
+
+
+def _two_totals(a: Array, b: Array, axis_name: str | None) -> tuple[Array, Array]:
+    """Two sums over the classes, in one pass where they are few."""
+    if a.shape[-1] > _FEW:
+        return total(a, axis_name), total(b, axis_name)
+    zero = jnp.zeros((), a.dtype)
+    sums = jax.lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), (a.ndim - 1,))
+    return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+
+
+def _plain(v: Array, m: Array, c: Array, temperature: Array | None) -> Array:
+    """The exponentials over that of the maximum, to be summed; NaN beside +inf.
+
+    Plain arithmetic, without a comparison or a selection: XLA:CPU takes the maximum and sums such a
+    chain in few passes over memory, and puts the operand of anything else into an array of full size
+    first. The rounding of `v - m` does not show in the sum, and a NaN does, which XLA's maximum of a
+    long row may drop.
+    """
+    if temperature is None:
+        return jnp.exp(wide(v) - row(m))
+    return exponentials(v, c, temperature) / row(unit(m, c, temperature))
+
+
+def _below(v: Array, m: Array, c: Array, temperature: Array | None) -> Array:
+    """The exponentials of the classes below the dominant one, 0 for that."""
+    v, border = wide(v), _border(m, temperature)
+    if temperature is None:
+        # A comparison in plain arithmetic.
+        return jnp.exp(jnp.minimum(v - c, 1e4 * (border - v)))
+    return jnp.where(v < border, exponentials(v, c, temperature), 0)
+
+
+def _where_any(flag: Array, make: Callable[[], Array], other: Array, axis_name: str | None) -> Array:
+    """`where(flag, make(), other)`; on a CPU `make` does not run where no row needs it."""
+
+    def if_any() -> Array:
+        return jax.lax.cond(jnp.any(flag), make, lambda: other)
+
+    # Devices that disagree about a branch would wait for each other in its collectives.
+    made = make() if axis_name else jax.lax.platform_dependent(cpu=if_any, default=make)
+    return jnp.where(flag, made, other)
