@@ -43,17 +43,11 @@ def dense_init(key: jax.Array, features: int, counts: jax.Array) -> Params:
     }
 
 
-def rows(hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[batch, time] as one axis of rows: XLA copies logits of three axes once more."""
-    return hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
-
-
 def dense_logits(params: Params, hidden: jax.Array) -> jax.Array:
     return hidden @ params["kernel"] + params["bias"]
 
 
 def dense_mean_loss(params: Params, hidden: jax.Array, labels: jax.Array) -> jax.Array:
-    hidden, labels = rows(hidden, labels)
     logits = dense_logits(params, hidden)
     losses = jsoftmax.cross_entropy(logits, labels)
     return jsoftmax.weighted_mean(losses)
@@ -66,7 +60,6 @@ def dense_scores(params: Params, hidden: jax.Array, labels: jax.Array) -> tuple[
 
 
 def optax_mean_loss(params: Params, hidden: jax.Array, labels: jax.Array) -> jax.Array:
-    hidden, labels = rows(hidden, labels)
     logits = dense_logits(params, hidden)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 

@@ -20,6 +20,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jsoftmax
+from tests.mesh import use_mesh
 from tests.truth import quick
 
 MARK = 7.0
@@ -250,7 +251,7 @@ def test_explicit_mesh():
         lambda xw, ct: (MARK * ct * xw[1], MARK * jnp.sum(ct * xw[0], axis=0)),
     )
     mesh = jax.make_mesh((2, 2), ("rows", "columns"), (AxisType.Explicit, AxisType.Explicit))
-    with jax.set_mesh(mesh):
+    with use_mesh(mesh):
         x, w = jax.device_put(X, P("rows", "columns")), jax.device_put(W[0, :2], P(None))
         d_x, d_w = quick(jax.grad(lambda x, w: jnp.sum(f(x, w)), (0, 1)))(x, w)
         tangent = quick(lambda x, w: jax.jvp(f, (x, w), (x, w))[1])(x, w)

@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.conformance import CASES, Case, Inputs
+from tests.mesh import use_mesh
 from tests.truth import agree, cotangent, cotangents, quick, truth, weigh
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -81,7 +82,7 @@ def in_shard_map(case: Case, call: Callable[..., Any], *axes: str) -> Callable[.
 @every_case
 def test_shard_map_over_rows(case: Case):
     call = in_shard_map(case, case.over_rows or case.call, "rows")
-    with jax.set_mesh(mesh(2, 1, AxisType.Auto)):
+    with use_mesh(mesh(2, 1, AxisType.Auto)):
         got = quick(value_and_gradient(case, call))(*split(case, case.inputs()), cotangents(case))
     check(case, got)
 
@@ -98,7 +99,7 @@ def test_gradient_inside_shard_map(case: Case):
         in_specs=({k: inside[k] for k in floats}, {k: inside[k] for k in fixed}, spec),
         out_specs=(spec, {k: inside[k] for k in floats}),
     )
-    with jax.set_mesh(mesh(2, 1, AxisType.Auto)):
+    with use_mesh(mesh(2, 1, AxisType.Auto)):
         check(case, quick(mapped)(floats, fixed, cotangents(case)))
 
 
@@ -107,7 +108,7 @@ def test_gradient_inside_shard_map(case: Case):
 def test_shard_map_over_classes(axes: tuple[str, ...], case: Case):
     assert case.over_classes is not None
     call = in_shard_map(case, case.over_classes, *axes)
-    with jax.set_mesh(mesh(2, 2, AxisType.Auto)):
+    with use_mesh(mesh(2, 2, AxisType.Auto)):
         got = quick(value_and_gradient(case, call))(*split(case, case.inputs()), cotangents(case))
     check(case, got)
 
@@ -123,7 +124,7 @@ def test_second_order_over_classes(case: Case):
     def gradient(floats: Inputs) -> Inputs:
         return jax.grad(lambda x: weigh(call(**x, **fixed), cotangents(case)))(floats)
 
-    with jax.set_mesh(mesh(1, 2, AxisType.Auto)):
+    with use_mesh(mesh(1, 2, AxisType.Auto)):
         got = quick(lambda x, t: jax.jvp(gradient, (x,), (t,))[1])(floats, along)
     t = np.concatenate([np.ravel(along[name]) for name in sorted(along)])
     agree(got, truth(case).hessian @ t, 5e-5)
@@ -150,7 +151,7 @@ def placed(case: Case, on: Mesh, rows: str | None, classes: str | None) -> Input
 def test_mesh(kind: AxisType, axes: tuple[str | None, str | None], case: Case):
     devices = mesh(2, 2, kind)
     given = placed(case, devices, *axes)
-    with jax.set_mesh(devices):
+    with use_mesh(devices):
         spec = output_spec(case, axes[0], axes[1])
         by = jax.tree.map(lambda c: jax.device_put(c, NamedSharding(devices, spec)), cotangents(case))
         got = quick(value_and_gradient(case, case.call))(*split(case, given), by)
@@ -165,7 +166,7 @@ def test_mesh(kind: AxisType, axes: tuple[str | None, str | None], case: Case):
 @every_case
 def test_eager_on_an_explicit_mesh(case: Case):
     devices = mesh(2, 1, AxisType.Explicit)
-    with jax.set_mesh(devices):
+    with use_mesh(devices):
         got = case.call(**placed(case, devices, "rows", None))
     agree(got, truth(case).value)
     assert jnp.issubdtype(jax.tree.leaves(got)[0].dtype, jnp.floating)

@@ -14,6 +14,7 @@ import pytest
 from jax.test_util import check_grads
 
 from tests.conformance import CASES, Case, Inputs, named
+from tests.mesh import use_mesh
 from tests.truth import agree, cotangent, cotangents, flat, quick, tangent, truth, weigh, x64
 
 Function = Callable[[Any], Any]
@@ -237,7 +238,7 @@ def test_vmap_of_all_arguments_over_a_mesh_axis(case: Case):
     mapped = jax.vmap(
         lambda inputs: gradient(case, inputs), in_axes=-1, out_axes=-1, spmd_axis_name="examples"
     )
-    with jax.set_mesh(jax.make_mesh((2,), ("examples",), (jax.sharding.AxisType.Auto,))):
+    with use_mesh(jax.make_mesh((2,), ("examples",), (jax.sharding.AxisType.Auto,))):
         got = quick(mapped)(last)
     for one, expected in zip(unstack(got, -1), true, strict=True):
         agree(one, expected)
