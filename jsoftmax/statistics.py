@@ -370,9 +370,7 @@ def _kept(q: Array, where: Array | None, hopeless: Array, reduction: Reduction) 
 
 
 def _allowed(v: Array, where: Array | None, weights: Array | None) -> Array:
-    w = (
-        jnp.ones(v.shape, accumulator(v.dtype))
-        if weights is None
-        else jnp.broadcast_to(weights, v.shape)
-    )
+    """The weights of the classes of each row, 1 for none, 0 where masked."""
+    one = jnp.ones((), accumulator(v.dtype))
+    w = sharded_like(jnp.broadcast_to(one if weights is None else weights, v.shape), v)
     return w if where is None else jnp.where(where, w, 0)

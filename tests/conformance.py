@@ -129,7 +129,8 @@ def sample_rule(logits: jax.Array, labels: jax.Array, scale: jax.Array) -> tuple
     peak = jnp.max(jax.lax.stop_gradient(logits), axis=-1, keepdims=True)
     log_z = jnp.log(jnp.sum(jnp.exp(logits - peak), axis=-1)) + peak[..., 0]
     ids = jnp.arange(logits.shape[-1], dtype=labels.dtype)
-    target = jnp.sum(jnp.where(ids == labels[..., None], logits, 0), axis=-1)
+    at_label = (ids == labels[..., None]).astype(logits.dtype)
+    target = jnp.sum(at_label * logits, axis=-1)
     return scale * (log_z - target), {"log_z": log_z}
 
 
@@ -142,12 +143,11 @@ def _sample_bwd(residuals: Any, cts: Any) -> tuple[Any, None, Any]:
     logits, labels, scale, log_z = residuals
     ct_loss, ct_log_z = cts[0], cts[1]["log_z"]
     ids = jnp.arange(logits.shape[-1], dtype=labels.dtype)
-    hit = ids == labels[..., None]
+    at_label = (ids == labels[..., None]).astype(logits.dtype)
     p = jnp.exp(logits - log_z[..., None])
-    d_logits = (scale * ct_loss + ct_log_z)[..., None] * p - jnp.where(
-        hit, (scale * ct_loss)[..., None], 0
-    )
-    loss = log_z - jnp.sum(jnp.where(hit, logits, 0), axis=-1)
+    d_loss = (scale * ct_loss)[..., None]
+    d_logits = (d_loss + ct_log_z[..., None]) * p - d_loss * at_label
+    loss = log_z - jnp.sum(at_label * logits, axis=-1)
     return d_logits, None, jnp.sum(ct_loss * loss)
 
 
