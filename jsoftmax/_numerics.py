@@ -18,8 +18,9 @@ import jax.numpy as jnp
 
 from jsoftmax._typing import Array
 
-# A temperature below this acts as its limit 0; dividing by it cannot overflow a rounding error.
-_COLDEST = 1e-30
+# A temperature below this acts as its limit 0; dividing by it cannot overflow a rounding error. Scores
+# are shifted in steps of the temperature up to the other.
+_COLDEST, _HOTTEST = 1e-30, 1e30
 
 # By the size of the dtype: the gap at which exp is 0; the logarithm of a sum whose inverse is not
 # subnormal; how far above the shift a maximum may be.
@@ -82,25 +83,25 @@ def shift(m: Array, classes: int, temperature: Array | None = None) -> Array:
     size, m = m.dtype.itemsize, row(jax.lax.stop_gradient(m))
     lift = min(_LIFT[size], int(_OVERFLOW[size] - math.log(max(classes, 1))))
 
-    def of_units(u: Array) -> Array:
+    def of_units(u: Array, lift: Array | int) -> Array:
         whole = jnp.floor(u)
         return jnp.maximum(jnp.minimum(whole, 0), whole - lift)
 
     if temperature is None:
-        c = of_units(m)
+        c = of_units(m, lift)
     else:
-        cold = jnp.minimum(jax.lax.stop_gradient(temperature), 1)
-        step = jnp.ldexp(jnp.ones_like(cold), jnp.frexp(cold)[1] - 1)
+        finite = jnp.minimum(jax.lax.stop_gradient(temperature), _HOTTEST)
+        step = jnp.ldexp(jnp.ones_like(finite), jnp.frexp(finite)[1] - 1)
         u = m / step
         # Beyond 2²⁴ every number is whole.
-        c = jnp.where(jnp.abs(u) < 2.0**24, of_units(u) * step, m)
+        whole = of_units(u, jnp.floor(lift * (finite / step))) * step
+        c = jnp.where(jnp.abs(u) < 2.0**24, whole, m)
     return jnp.maximum(c, -jnp.finfo(m.dtype).max)
 
 
 def unit(m: Array, c: Array, temperature: Array | None = None) -> Array:
     """The exponential of the maximum `[*batch]`, over which a sum of exponentials is `1 + rest`."""
-    gap = jnp.where(jnp.abs(m) < jnp.inf, m - c[..., 0], 0)
-    return jnp.exp(gap if temperature is None else gap / temperature[..., 0])
+    return jnp.where(jnp.abs(m) < jnp.inf, exponentials(row(m), c, temperature)[..., 0], 1)
 
 
 def exponentials(v: Array, c: Array, temperature: Array | None = None) -> Array:
@@ -108,9 +109,43 @@ def exponentials(v: Array, c: Array, temperature: Array | None = None) -> Array:
     gap = jnp.where(v == jnp.inf, 0, wide(v) - c)
     if temperature is None:
         return jnp.exp(gap)
-    size, largest = gap.dtype.itemsize, jnp.finfo(gap.dtype).max
-    gap = jnp.maximum(gap, -jnp.minimum(_UNDERFLOW[size] * temperature, largest))
-    return jnp.where(v == -jnp.inf, 0, jnp.exp(gap / temperature))
+    hopeless, lowest = gap == -jnp.inf, -_UNDERFLOW[gap.dtype.itemsize]
+    largest = jnp.finfo(gap.dtype).max
+    gap = jnp.maximum(gap, jnp.maximum(lowest * temperature, -largest))
+    quotient = gap / temperature
+    # The quotient of 80 is off by 40 ulp of its exponential.
+    error = jax.lax.stop_gradient(_remainder(gap, quotient, temperature) / temperature)
+    return jnp.where(hopeless, 0, jnp.exp(quotient) * (1 + error))
+
+
+def _remainder(a: Array, quotient: Array, b: Array) -> Array:
+    """`a - quotient * b` without rounding error, 0 where that overflows (Dekker's product)."""
+    half = 2.0 ** (12 if a.dtype.itemsize == 4 else 27) + 1
+
+    def split(x: Array) -> tuple[Array, Array]:
+        high = half * x
+        high = high - (high - x)
+        return high, x - high
+
+    (q, q_low), (d, d_low) = split(quotient), split(b)
+    left = (((a - q * d) - q * d_low) - q_low * d) - q_low * d_low
+    return jnp.where(jnp.abs(left) < jnp.inf, left, 0)
+
+
+def below(v: Array, m: Array, temperature: Array | None) -> Array:
+    """Which classes are below the dominant one, in a row that has one.
+
+    Those have a gap below log 1/2. Asking for a gap of 0 would miss the dominant class where XLA
+    rounds a transform one way here and another way in `m`.
+    """
+    largest = jnp.finfo(m.dtype).max
+    gap = wide(v) - row(jnp.clip(m, -largest, largest))
+    return gap < (-0.6 if temperature is None else -0.6 * temperature)
+
+
+def dominant(v: Array, m: Array, rest: Array, temperature: Array | None) -> Array:
+    """Which class has more than two thirds of its row."""
+    return row(rest < 0.5) & ~below(v, m, temperature)
 
 
 def share_of(m: Array, c: Array, rest: Array, temperature: Array | None) -> Array:

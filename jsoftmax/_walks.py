@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import exponentials, row, unit, wide
+from jsoftmax._numerics import below, exponentials, row, unit, wide
 from jsoftmax._typing import Array
 
 # Below this sum of exponentials, subtracting the maximum's 1 would cost more than 2 bits.
@@ -81,8 +81,10 @@ def rest_of(
     axis_name: str | None = None,
     kept: bool = False,
     matters: Array | bool = True,
-) -> Array:
-    """`Σ exp((v - m)/T) - 1` without cancellation; NaN where the row has no distribution.
+) -> tuple[Array, Array]:
+    """`Σ exp((v - m)/T) - 1` without cancellation, NaN where the row has no distribution; and `m`.
+
+    The latter comes back NaN for a row with a NaN.
 
     Where one class dominates, taking its 1 from the sum would leave few digits of the rest: it is
     summed without that class. On a CPU that pass is made only if a row needs it.
@@ -100,32 +102,34 @@ def rest_of(
     v = scores()
     top = unit(m, c, temperature)
 
-    def infinities() -> Array:
+    def odd() -> Array:
+        """The number of +inf; NaN if there is a NaN."""
+
         def term(v: Array) -> Array:
             return jnp.where(v == jnp.inf, 1, jnp.where(jnp.isnan(v), jnp.nan, 0).astype(m.dtype))
 
         return total_of(scores(), term, axis_name)
 
     def others() -> Array:
-        return total_of(scores(), lambda v: _below(v, m, c, temperature), axis_name) / top
+        return total_of(scores(), lambda v: _lower(v, m, c, temperature), axis_name) / top
 
     if v.shape[-1] <= _FEW:
         e = exponentials(v, c, temperature)
-        below = jnp.where(wide(v) < _border(m, temperature), e, 0)
-        s, rest = _two_totals(e, below, axis_name)
-        s, rest = defined(s, m, empty) / top, rest / top
+        s, rest = _two_totals(e, jnp.where(below(v, m, temperature), e, 0), axis_name)
+        s, rest = s / top, rest / top
     elif kept:
         e = exponentials(v, c, temperature)
-        s = defined(total(e, axis_name), m, empty) / top
-        # Where one class dominates, the others have less than half of its exponential.
+        s = total(e, axis_name) / top
+        # A comparison in plain arithmetic: beside a dominant class, the others have less than half.
         steep = 1e4 / row(top)
-        below = e * jnp.minimum(jnp.maximum(6e3 - steep * e, 0), 1)
-        rest = total(below, axis_name) / top
+        rest = total(e * jnp.minimum(jnp.maximum(6e3 - steep * e, 0), 1), axis_name) / top
     else:
         s = total_of(v, lambda v: _plain(v, m, c, temperature), axis_name)
-        s = defined(_where_any(m == jnp.inf, infinities, s, axis_name), m, empty)
-        rest = _where_any((s < _DOMINATED) & matters, others, s - 1, axis_name)
-    return _moving(s, jnp.where(s < _DOMINATED, rest, s - 1))
+        full = ~jnp.asarray(empty)
+        s = jnp.where(full, _where_any((jnp.abs(m) == jnp.inf) & full, odd, s, axis_name), 1)
+        rest = _where_any((s < _DOMINATED) & full & matters, others, s - 1, axis_name)
+    s, m = _settled(s, m, empty)
+    return _moving(s, jnp.where(s < _DOMINATED, rest, s - 1)), m
 
 
 def rest_around(
@@ -136,7 +140,7 @@ def rest_around(
     temperature: Array | None,
     empty: Array | bool,
     axis_name: str | None,
-) -> Array:
+) -> tuple[Array, Array]:
     """As `rest_of`, where its digits are read only if one given class dominates the row.
 
     Args:
@@ -149,24 +153,22 @@ def rest_around(
         axis_name: The mesh axis that shards the classes.
     """
     top, rest = unit(m, c, temperature), total(others, axis_name)
-    s = defined(rest + exponentials(row(v_at), c, temperature)[..., 0], m, empty) / top
-    dominates = (row(v_at) > _border(m, temperature))[..., 0] & (s < _DOMINATED)
-    return _moving(s, jnp.where(dominates, rest / top, s - 1))
-
-
-def _border(m: Array, temperature: Array | None) -> Array:
-    """A score above those of the others where one class dominates.
-
-    Those have a gap below log 1/2. Asking for a gap of 0 would miss the dominant class where XLA
-    rounds a transform one way here and another way in `m`.
-    """
-    return row(m) - (0.6 if temperature is None else 0.6 * temperature)
+    s = (rest + exponentials(row(v_at), c, temperature)[..., 0]) / top
+    s, m = _settled(s, m, empty)
+    dominates = ~below(row(v_at), m, temperature)[..., 0] & (s < _DOMINATED)
+    return _moving(s, jnp.where(dominates, rest / top, s - 1)), m
 
 
 def defined(s: Array, m: Array, empty: Array | bool) -> Array:
     """The sum, NaN where there is no distribution: no exponential but 0, or two infinities."""
     s = jnp.where((s == 0) | ((m == jnp.inf) & (s > 1)), jnp.nan, s)
     return s if empty is False else jnp.where(empty, 1, s)
+
+
+def _settled(s: Array, m: Array, empty: Array | bool) -> tuple[Array, Array]:
+    """The sum as `defined`, and the maximum: XLA's of a long row on a CPU drops a NaN, the sum not."""
+    s = jnp.where(empty, 1, s)
+    return defined(s, m, empty), jnp.where(jnp.isnan(s), jnp.nan, m)
 
 
 def _moving(s: Array, rest: Array) -> Array:
@@ -198,13 +200,14 @@ def _plain(v: Array, m: Array, c: Array, temperature: Array | None) -> Array:
     return exponentials(v, c, temperature) / row(unit(m, c, temperature))
 
 
-def _below(v: Array, m: Array, c: Array, temperature: Array | None) -> Array:
+def _lower(v: Array, m: Array, c: Array, temperature: Array | None) -> Array:
     """The exponentials of the classes below the dominant one, 0 for that."""
-    v, border = wide(v), _border(m, temperature)
-    if temperature is None:
-        # A comparison in plain arithmetic.
-        return jnp.exp(jnp.minimum(v - c, 1e4 * (border - v)))
-    return jnp.where(v < border, exponentials(v, c, temperature), 0)
+    if temperature is not None:
+        return jnp.where(below(v, m, temperature), exponentials(v, c, temperature), 0)
+    # A comparison in plain arithmetic, as in `_plain`, of the gap with -0.6.
+    largest = jnp.finfo(m.dtype).max
+    gap = wide(v) - row(jnp.clip(m, -largest, largest))
+    return jnp.exp(jnp.minimum(wide(v) - jnp.minimum(c, largest), -1e4 * (gap + 0.6)))
 
 
 def _where_any(flag: Array, make: Callable[[], Array], other: Array, axis_name: str | None) -> Array:

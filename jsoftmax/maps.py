@@ -18,6 +18,7 @@ from jsoftmax import _checks
 from jsoftmax._numerics import (
     accumulator,
     deleted,
+    dominant,
     exponentials,
     finite_gaps,
     gaps,
@@ -26,7 +27,6 @@ from jsoftmax._numerics import (
     safe_temperature,
     share_of,
     shift,
-    wide,
 )
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax._walks import defined, maximum, rest_of, total
@@ -68,11 +68,6 @@ def all_masked(where: Array | None, v: Array, axis_name: str | None = None) -> A
     return total(jnp.broadcast_to(where, v.shape).astype(jnp.int32), axis_name) == 0
 
 
-def rows_like(v: Array, flag: Array | bool) -> Array:
-    """A row flag as an array `[*batch]`."""
-    return jnp.broadcast_to(jnp.asarray(flag), v.shape[:-1])
-
-
 def _probabilities(v: Array, m: Array, rest: Array, temperature: Array | None) -> Array:
     c = shift(m, v.shape[-1], temperature)
     return exponentials(v, c, temperature) * row(share_of(m, c, rest, temperature))
@@ -107,7 +102,7 @@ _softmax.defvjp(_softmax_fwd, _softmax_bwd)
 def _log_softmax(v: Array, temperature: Array | None, empty: Array) -> tuple[Array, Array, Array]:
     m = maximum(v)
     c = shift(m, v.shape[-1], temperature)
-    rest = rest_of(lambda: v, m, c, temperature, empty)
+    rest, m = rest_of(lambda: v, m, c, temperature, empty)
     return gaps(v, m, temperature) - row(jnp.log1p(rest)), m, rest
 
 
@@ -122,7 +117,7 @@ def _log_softmax_bwd(residuals: Any, cts: Any) -> tuple[Array, Array | None, Non
     gone = deleted(v, m) & row(~jnp.isnan(rest))
     ct = jnp.where(gone, 0, cts[0])
     sum_ct = row(jnp.sum(ct, axis=-1))
-    winner = (wide(v) == row(m)) & row(rest < 1)
+    winner = dominant(v, m, rest, temperature)
     others = others_share(p, row(rest))
     dg = jnp.where(winner, (ct - sum_ct) + sum_ct * others, ct - sum_ct * p)
     dg = jnp.where(gone, 0, dg) + row(cts[2] * (1 + rest)) * p
@@ -139,7 +134,7 @@ def _logsumexp(v: Array, empty: Array, kept: bool = False) -> tuple[Array, Array
     m = maximum(v)
     c = shift(m, v.shape[-1])
     # Beside a maximum of 1 or more, the last digits of the rest do not show.
-    rest = rest_of(lambda: v, m, c, None, empty, kept=kept, matters=jnp.abs(m) < 1)
+    rest, m = rest_of(lambda: v, m, c, None, empty, kept=kept, matters=jnp.abs(m) < 1)
     finite = jnp.abs(m) < jnp.inf
     return jnp.where(finite, m + jnp.log1p(jnp.where(finite, rest, 0)), m), m, rest
 

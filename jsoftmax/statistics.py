@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jsoftmax._numerics import (
     accumulator,
     deleted,
+    dominant,
     exponentials,
     finite_gaps,
     gap_at,
@@ -86,8 +87,8 @@ NEEDS = {
     "log_normalizer": "log_normalizer",
     "target_log_prob": "nll",
     "mean_logit": "mean",
-    "expected_logit": "expected",
-    "entropy": "expected",
+    "expected_logit": "entropy",
+    "entropy": "entropy",
 }
 
 
@@ -115,11 +116,13 @@ def finish(
     if "log_normalizer" in wanted:
         made["log_normalizer"] = log_normalizer(raw, temperature)
     if "mean_logit" in wanted:
-        made["mean_logit"] = jnp.where(empty, 0, m + raw["mean"])
+        mean = jnp.where(m == jnp.inf, jnp.inf, m + raw["mean"])
+        made["mean_logit"] = jnp.where(empty, 0, mean)
     if "expected_logit" in wanted:
-        made["expected_logit"] = jnp.where(empty, 0, m + raw["expected"])
+        expected = jnp.log1p(raw["rest"]) - raw["entropy"]
+        made["expected_logit"] = jnp.where(empty, 0, m + expected)
     if "entropy" in wanted:
-        made["entropy"] = jnp.log1p(raw["rest"]) - raw["expected"]
+        made["entropy"] = raw["entropy"]
     return RowStats(**made)
 
 
@@ -134,7 +137,10 @@ def first_largest(v: Array, axis_name: str | None) -> Array:
 def settle(loss: Array, labels: Array, classes: int, ignored: Array | None) -> Array:
     """The label policy: NaN, value and gradient, for an index of no class; 0 for an ignored row."""
     if _are_indices(labels):
-        loss = loss * nan_unless((labels >= 0) & (labels < classes), loss.dtype)
+        valid = (labels >= 0) & (labels < classes)
+        # An ignored row is valid: 0 · NaN would reach what it shares with the others.
+        valid = valid if ignored is None else valid | ignored
+        loss = loss * nan_unless(valid, loss.dtype)
     return loss if ignored is None else jnp.where(ignored, 0, loss)
 
 
@@ -217,7 +223,8 @@ def _reduce_rows(
 
     With the gaps `g = (v − m)/T` of the scores `v`: `maximum` is `m`, a constant; `rest` is
     `Σ e^g − 1`; `nll` is `Σ q (log Σ e^g − g)`; `uniform` is `Σ w (log Σ e^g − g)` over the classes
-    that are not masked, `mean` the mean of `g` over them; `expected` is `Σ p g`. That `rest` will be
+    that are not masked, `mean` the mean of `g` over them; `entropy` is
+    `log Σ e^g − Σ p g`. That `rest` will be
     read as a log-normalizer is said by the name "log_normalizer", which adds no number.
     """
     axis, wanted = reduction.axis_name, reduction.statistics
@@ -231,17 +238,18 @@ def _reduce_rows(
     indices = _are_indices(labels)
     v_y = wide(at_label(v, labels, axis)) if indices else m
     t = None if temperature is None else temperature[..., 0]
-    if not indices or wanted & {"log_normalizer", "expected"}:
-        rest = rest_of(recompute, m, c, temperature, empty, axis, reduction.kept)
+    weighted = "uniform" in wanted and weights is not None
+    if not indices or weighted or wanted & {"log_normalizer", "entropy"}:
+        rest, m = rest_of(recompute, m, c, temperature, empty, axis, reduction.kept)
     elif reduction.kept:
         valid = (labels >= 0) & (labels < num_classes(v, axis))
         others = _others(v, labels, c, temperature, axis)
         out_of = jnp.where(valid, v_y, -jnp.inf)
-        rest = rest_around(others, out_of, m, c, temperature, empty, axis)
+        rest, m = rest_around(others, out_of, m, c, temperature, empty, axis)
     else:
         # A loss is as large as the label's gap; the last digits of the rest show where that is 0, or
         # a rounding error of the transform.
-        rest = rest_of(recompute, m, c, temperature, empty, axis, matters=gap_at(v_y, m, t) > -0.6)
+        rest, m = rest_of(recompute, m, c, temperature, empty, axis, matters=gap_at(v_y, m, t) > -0.6)
     g, hopeless = finite_gaps(v, m, temperature)
     log_sum = jnp.log1p(rest)
 
@@ -264,9 +272,9 @@ def _reduce_rows(
     if "mean" in wanted:
         allowed = _allowed(v, where, None)
         out["mean"] = gap_sum(allowed) / jnp.maximum(total(allowed, axis), 1)
-    if "expected" in wanted:
+    if "entropy" in wanted:
         e = exponentials(v, c, temperature)
-        out["expected"] = total(e * g, axis) * share_of(m, c, rest, temperature)
+        out["entropy"] = log_sum - total(e * g, axis) * share_of(m, c, rest, temperature)
     defined = nan_unless(~jnp.isnan(rest), rest.dtype)
     return {name: x if name == "maximum" else x * defined for name, x in out.items()}
 
@@ -315,7 +323,7 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
     if "nll" in cts and soft:
         q = _kept(labels, where, hopeless, reduction)
         ct, mass = row(cts["nll"]), row(total(q, axis))
-        near = (wide(v) == row(m)) & (2 * q >= mass)
+        near = dominant(v, m, rest, temperature) & (2 * q >= mass)
         others = others_share(p, row(rest))
         direct.append(ct * jnp.where(near, (mass - q) - mass * others, mass * p - q))
         d_q = jnp.where(hopeless, 0, ct * cost)
@@ -323,15 +331,16 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
         ct = row(cts["nll"])
         v_y = row(wide(at_label(v, labels, axis)))
         p_y = exponentials(v_y, c, temperature) * share
-        others = jnp.where(v_y == row(m), others_share(p_y, row(rest)), 1 - p_y)
+        winner = dominant(v_y, m, rest, temperature)
+        others = jnp.where(winner, others_share(p_y, row(rest)), 1 - p_y)
         gone = deleted(v_y, m) & row(~jnp.isnan(rest))
         d_label = jnp.where(gone, 0, scale * p_y - ct * others)
         dg = (ct + scale) * (_others(v, labels, c, temperature, axis) * share)
         dg = jnp.where(is_label(v, labels, axis), d_label, dg)
     else:
         dg = scale * p
-    if "expected" in cts:
-        dg += row(cts["expected"]) * p * (1 + g - row(out["expected"]))
+    if "entropy" in cts:
+        dg += row(cts["entropy"]) * p * (row(jnp.log1p(rest) - out["entropy"]) - g)
     if direct:
         gone = deleted(v, m) & row(~jnp.isnan(rest))
         dg += jnp.where(gone, 0, sum(direct[1:], direct[0]))
