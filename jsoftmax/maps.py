@@ -134,15 +134,15 @@ def _logsumexp(v: Array, empty: Array, kept: bool = False) -> tuple[Array, Array
     m = maximum(v)
     c = shift(m, v.shape[-1])
     # Beside a maximum of 1 or more, the last digits of the rest do not show.
-    rest, m = rest_of(lambda: v, m, c, None, empty, kept=kept, matters=jnp.abs(m) < 1)
-    finite = jnp.abs(m) < jnp.inf
-    return jnp.where(finite, m + jnp.log1p(jnp.where(finite, rest, 0)), m), m, rest
+    rest, top = rest_of(lambda: v, m, c, None, empty, kept=kept, matters=jnp.abs(m) < 1)
+    finite = jnp.abs(top) < jnp.inf
+    return jnp.where(finite, top + jnp.log1p(jnp.where(finite, rest, 0)), top), m, rest
 
 
 def _logsumexp_fwd(v: Array, empty: Array, kept: bool) -> tuple[Any, Any]:
     del kept
     out = _logsumexp(v, empty, True)
-    return out, (v, out[1], jnp.where(out[1] == -jnp.inf, 0, out[2]))
+    return out, (v, out[1], jnp.where(out[0] == -jnp.inf, 0, out[2]))
 
 
 def _logsumexp_bwd(kept: bool, residuals: Any, cts: Any) -> tuple[Array, None]:

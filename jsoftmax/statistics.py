@@ -221,7 +221,8 @@ def _reduce_rows(
 ) -> dict[str, Array]:
     """Reduces rows `[*batch, classes]` to numbers `[*batch]`; `temperature` is `[*batch, 1]`.
 
-    With the gaps `g = (v − m)/T` of the scores `v`: `maximum` is `m`, a constant; `rest` is
+    With the gaps `g = (v − m)/T` of the scores `v`: `maximum` is `m`, `shift` that of the
+    exponentials, both constants; `rest` is
     `Σ e^g − 1`; `nll` is `Σ q (log Σ e^g − g)`; `uniform` is `Σ w (log Σ e^g − g)` over the classes
     that are not masked, `mean` the mean of `g` over them; `entropy` is
     `log Σ e^g − Σ p g`. That `rest` will be
@@ -258,7 +259,7 @@ def _reduce_rows(
         lost = total(jnp.where(hopeless, jnp.abs(share), 0), axis) > 0
         return jnp.where(lost & ~jnp.isnan(rest), -jnp.inf, total(share * g, axis))
 
-    out = {"maximum": m, "rest": rest}
+    out = {"maximum": m, "shift": c[..., 0], "rest": rest}
     if "nll" in wanted and indices:
         out["nll"] = log_sum - gap_at(v_y, m, t)
     elif "nll" in wanted:
@@ -276,7 +277,7 @@ def _reduce_rows(
         e = exponentials(v, c, temperature)
         out["entropy"] = log_sum - total(e * g, axis) * share_of(m, c, rest, temperature)
     defined = nan_unless(~jnp.isnan(rest), rest.dtype)
-    return {name: x if name == "maximum" else x * defined for name, x in out.items()}
+    return {name: x if name in ("maximum", "shift") else x * defined for name, x in out.items()}
 
 
 reduce = custom_vjp(_reduce_rows, nondiff_argnums=(0,))
@@ -299,7 +300,8 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
     v, pull = jax.vjp(prepare, logits, transform, q)
     m, rest = out["maximum"], out["rest"]
     g, hopeless = finite_gaps(v, m, temperature)
-    c = shift(m, num_classes(v, axis), temperature)
+    # The forward pass's own: of the same array a compiler makes the exponentials once.
+    c = row(out["shift"])
     share = row(share_of(m, c, rest, temperature))
     p = exponentials(v, c, temperature) * share
     cost = row(jnp.log1p(rest)) - g
