@@ -43,7 +43,7 @@ class Reduction:
         statistics: Those to compute beside `maximum` and `rest`.
         axis_name: The mesh axis that shards the classes.
         drop_masked_mass: Whether soft label mass on a masked class is dropped, not infinite.
-        kept: Whether the exponentials are to be kept for the backward pass.
+        kept: Whether the exponentials of class indices are to be kept for the backward pass.
     """
 
     statistics: frozenset[str]
@@ -241,7 +241,7 @@ def _reduce_rows(
     t = None if temperature is None else temperature[..., 0]
     weighted = "uniform" in wanted and weights is not None
     if not indices or weighted or wanted & {"log_normalizer", "entropy"}:
-        rest, m = rest_of(recompute, m, c, temperature, empty, axis, reduction.kept)
+        rest, m = rest_of(recompute, m, c, temperature, empty, axis)
     elif reduction.kept:
         valid = (labels >= 0) & (labels < num_classes(v, axis))
         others = _others(v, labels, c, temperature, axis)
