@@ -76,7 +76,8 @@ def shift(m: Array, classes: int, temperature: Array | None = None) -> Array:
     The maximum itself, as everyone subtracts, rounds a gap of 80 by 64 ulp of its exponential. Here
     the shift is 0 where `exp` can take the scores as they are, else a whole number that leaves the
     maximum as large as the sum of `classes` terms can stand: the scores that matter then are of one
-    size with the shift, and their differences exact (Sterbenz), but for those below `e^-70`.
+    size with the shift, and their differences exact (Sterbenz), but for those whose
+    exponentials are next to the smallest that there are.
 
     A temperature scales all of that, in steps of powers of two. The shift is −inf nowhere.
     """
@@ -138,9 +139,13 @@ def below(v: Array, m: Array, temperature: Array | None) -> Array:
     Those have a gap below log 1/2. Asking for a gap of 0 would miss the dominant class where XLA
     rounds a transform one way here and another way in `m`.
     """
+    return below_top(v, m) < (-0.6 if temperature is None else -0.6 * temperature)
+
+
+def below_top(v: Array, m: Array) -> Array:
+    """`v - m` in plain arithmetic, never NaN but for a NaN: beside infinities too."""
     largest = jnp.finfo(m.dtype).max
-    gap = wide(v) - row(jnp.clip(m, -largest, largest))
-    return gap < (-0.6 if temperature is None else -0.6 * temperature)
+    return wide(v) - row(jnp.clip(m, -largest, largest))
 
 
 def dominant(v: Array, m: Array, rest: Array, temperature: Array | None) -> Array:

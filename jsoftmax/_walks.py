@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import below, exponentials, row, unit, wide
+from jsoftmax._numerics import below, below_top, exponentials, row, unit, wide
 from jsoftmax._typing import Array
 
 # Below this sum of exponentials, subtracting the maximum's 1 would cost more than 2 bits.
@@ -179,9 +179,7 @@ def _moving(s: Array, rest: Array) -> Array:
 
 
 def _two_totals(a: Array, b: Array, axis_name: str | None) -> tuple[Array, Array]:
-    """Two sums over the classes, in one pass where they are few."""
-    if a.shape[-1] > _FEW:
-        return total(a, axis_name), total(b, axis_name)
+    """Two sums over the classes in one pass."""
     zero = jnp.zeros((), a.dtype)
     sums = jax.lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), (a.ndim - 1,))
     return sums if axis_name is None else jax.lax.psum(sums, axis_name)
@@ -205,9 +203,8 @@ def _lower(v: Array, m: Array, c: Array, temperature: Array | None) -> Array:
     if temperature is not None:
         return jnp.where(below(v, m, temperature), exponentials(v, c, temperature), 0)
     # A comparison in plain arithmetic, as in `_plain`, of the gap with -0.6.
-    largest = jnp.finfo(m.dtype).max
-    gap = wide(v) - row(jnp.clip(m, -largest, largest))
-    return jnp.exp(jnp.minimum(wide(v) - jnp.minimum(c, largest), -1e4 * (gap + 0.6)))
+    finite = jnp.minimum(c, jnp.finfo(c.dtype).max)
+    return jnp.exp(jnp.minimum(wide(v) - finite, -1e4 * (below_top(v, m) + 0.6)))
 
 
 def _where_any(flag: Array, make: Callable[[], Array], other: Array, axis_name: str | None) -> Array:

@@ -198,6 +198,7 @@ def test_tests_explain_their_skips():
         (suppressions, {"maps.py": "x = 1  # noqa"}),
         (suppressions, {"maps.py": "x = 1  # type: ignore"}),
         (unfinished, {"maps.py": "# TODO"}),
+        # These two marks skip nothing: they are texts without a reason, which the rule must object to.
         (unexplained_skips, {"maps.py": "@pytest.mark.xfail\ndef f(): ..."}),
         (unexplained_skips, {"maps.py": "@pytest.mark.skipif(True)\ndef f(): ..."}),
     ],
