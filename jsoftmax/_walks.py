@@ -34,8 +34,13 @@ def maximum(x: Array, axis_name: str | None = None) -> Array:
 
 
 def apart(v: Array) -> Array:
-    """`v` for a reader of a few entries: XLA:CPU would widen 16 bits for it first, and store all."""
-    return v if v.dtype.itemsize > 2 else jax.lax.optimization_barrier(v)
+    """`v` for one reader of its own: for two, or for a few entries, XLA:CPU widens 16 bits and stores all."""
+    return v if v.dtype.itemsize > 2 else behind(v)
+
+
+def behind(x: Array) -> Array:
+    """`x` behind a barrier on a CPU: what makes it, or reads it, is not repeated or shared across."""
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 def total(x: Array, axis_name: str | None = None) -> Array:

@@ -29,7 +29,7 @@ from jsoftmax._numerics import (
     wide,
 )
 from jsoftmax._typing import Array
-from jsoftmax._walks import apart, maximum, rest_around, rest_of, total
+from jsoftmax._walks import apart, behind, maximum, rest_around, rest_of, total
 from jsoftmax.autodiff import custom_vjp
 from jsoftmax.maps import masked
 from jsoftmax.transforms import LogitTransform
@@ -352,9 +352,7 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
         d_temperature = -jnp.sum(dg * g, axis=-1, keepdims=True)
     d_logits, d_transform, d_target = pull(dg.astype(v.dtype))
     # Without the barrier XLA:CPU repeats all of the above for each consumer of the gradient.
-    d_logits = jax.lax.platform_dependent(
-        d_logits, cpu=jax.lax.optimization_barrier, default=lambda d: d
-    )
+    d_logits = behind(d_logits)
     d_labels = None if d_q is None else d_q + d_target
     return d_logits, d_labels, None, None, d_transform, d_temperature, d_weights
 

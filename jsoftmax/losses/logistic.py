@@ -1,44 +1,72 @@
 """Losses of independent classes, each with its own sigmoid.
 
-Imports `autodiff`, `_numerics`, `_checks`.
+Imports `autodiff`, `_walks`, `_numerics`, `_checks`.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._numerics import accumulator, nan_unless, scaled
+from jsoftmax._numerics import accumulator, nan_unless, scaled, wide
 from jsoftmax._typing import Array, ArrayLike, Axis
+from jsoftmax._walks import apart
 from jsoftmax.autodiff import custom_vjp
 from jsoftmax.losses._arrange import both, pair
 
 
-def sigmoids(x: Array) -> tuple[Array, Array]:
-    """`σ(x)` and `σ(−x)`, each with all its digits: 1 − σ(x) would lose them."""
-    e = jnp.exp(-jnp.abs(x))
-    large, small = 1 / (1 + e), e / (1 + e)
-    return jnp.where(x < 0, small, large), jnp.where(x < 0, large, small)
+@custom_vjp
+def sigmoid(x: Array) -> Array:
+    """`σ(x)`; `1 − σ(x)` is better asked for as `σ(−x)`, with all its digits."""
+    return jax.lax.logistic(x)
+
+
+# Plain autodiff of it, `p · (1 − p)`, loses the digits of a large x.
+sigmoid.defvjp(lambda x: (sigmoid(x), x), lambda x, ct: (ct * (sigmoid(x) * sigmoid(-x)),))
 
 
 @custom_vjp
-def logistic_cost(x: Array, a: Array, b: Array) -> Array:
-    """`a · log(1 + e^−x) + b · log(1 + e^x)`: what a sigmoid pays for a yes and for a no."""
-    both_ways = jnp.log1p(jnp.exp(-jnp.abs(x)))
-    return (scaled(a, jnp.maximum(-x, 0)) + scaled(b, jnp.maximum(x, 0))) + (a + b) * both_ways
+def logistic_cost(x: Array, y: Array, pos_weight: Array | None = None) -> Array:
+    """`w y · log(1 + e^−x) + (1 − y) · log(1 + e^x)`: what a sigmoid pays for a yes and for a no.
+
+    XLA:CPU sums a chain of plain arithmetic in one pass if every intermediate and every constant in
+    it has one reader; what has two, and what a selection or a clamp gives, it puts into an array of
+    full size first. Hence one sign, the product below, and 16 bits widened by each reader of them.
+    """
+
+    def seen() -> Array:
+        return wide(apart(x))
+
+    cost = jnp.log1p(jnp.exp(-jnp.abs(seen())))
+    yes, y = jnp.maximum(jnp.sign(seen()), 0), wide(apart(y))
+    if pos_weight is None:
+        return _product(seen, yes - y) + cost
+    y, no = pos_weight * y, 1 - y
+    return _product(seen, yes * no - (1 - yes) * y) + (y + no) * cost
 
 
-def _logistic_bwd(residuals: tuple[Array, Array, Array], ct: Array) -> tuple[Array, Array, Array]:
-    x, a, b = residuals
-    yes, no = sigmoids(x)
-    both_ways = jnp.log1p(jnp.exp(-jnp.abs(x)))
-    return (
-        ct * (b * yes - a * no),
-        ct * (jnp.maximum(-x, 0) + both_ways),
-        ct * (jnp.maximum(x, 0) + both_ways),
-    )
+def _product(x: Callable[[], Array], weight: Array) -> Array:
+    """`x · weight` with `0 · inf = 0`: the bounded `x`, times what makes up for it beside any other."""
+    info = jnp.finfo(weight.dtype)
+    bounded = jnp.maximum(jnp.minimum(x(), info.max) * 2.0**-8, -info.max * 2.0**-8)
+    excess = jnp.minimum(jnp.abs(x()) * 2.0 ** (8 - info.maxexp), 2.0 ** (info.maxexp - 2)) * 0.5
+    return bounded * weight * jnp.maximum(excess, 2.0**8)
 
 
-logistic_cost.defvjp(lambda x, a, b: (logistic_cost(x, a, b), (x, a, b)), _logistic_bwd)
+def _logistic_bwd(residuals: tuple[Array, Array, Array | None], ct: Array) -> tuple[Any, ...]:
+    x, y, pos_weight = wide(residuals[0]), wide(residuals[1]), residuals[2]
+    weighted = y if pos_weight is None else pos_weight * y
+    if_no = jnp.log1p(jnp.exp(-jnp.abs(x))) + jnp.maximum(x, 0)
+    d_x = ct * ((1 - y) * sigmoid(x) - weighted * sigmoid(-x))
+    if pos_weight is None:
+        return d_x, ct * -x, None
+    if_yes = jnp.log1p(jnp.exp(-jnp.abs(x))) + jnp.maximum(-x, 0)
+    return d_x, ct * (pos_weight * if_yes - if_no), ct * (y * if_yes)
+
+
+logistic_cost.defvjp(lambda x, y, w: (logistic_cost(x, y, w), (x, y, w)), _logistic_bwd)
 
 
 def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
@@ -168,9 +196,7 @@ def sigmoid_focal_loss(
 
 @jax.jit
 def _binary(x: Array, y: Array) -> Array:
-    dtype = accumulator(x.dtype)
-    x, y = x.astype(dtype), y.astype(dtype)
-    return logistic_cost(x, y, 1 - y)
+    return logistic_cost(x, y if y.dtype == x.dtype else y.astype(accumulator(x.dtype)))
 
 
 @jax.jit
@@ -178,8 +204,8 @@ def _multilabel(x: Array, y: Array, where: Array | None, pos_weight: ArrayLike |
     x = x.astype(y.dtype)
     if where is not None:
         x, y = jnp.where(where, x, 0), jnp.where(where, y, 0)
-    positive = y if pos_weight is None else y * jnp.asarray(pos_weight, y.dtype)
-    cost = logistic_cost(x, positive, 1 - y)
+    w = None if pos_weight is None else jnp.broadcast_to(jnp.asarray(pos_weight, y.dtype), y.shape)
+    cost = logistic_cost(x, y, w)
     return jnp.sum(cost if where is None else jnp.where(where, cost, 0), axis=-1)
 
 
@@ -189,9 +215,9 @@ def _focal(x: Array, y: Array, alpha: ArrayLike | None, gamma: ArrayLike) -> Arr
     x, y, gamma = x.astype(dtype), y.astype(dtype), jnp.asarray(gamma, dtype)
     gamma = gamma * nan_unless(gamma >= 0, dtype)
     # Beyond these bounds the factor is constant; at ±inf its derivative 0 would meet an infinite cost.
-    yes, no = sigmoids(jnp.where(jnp.abs(x) < 80, x, 80 * jnp.sign(x)))
-    missed = (1 - y) * yes + y * no
-    cost = logistic_cost(x, y, 1 - y)
+    bounded = jnp.where(jnp.abs(x) < 80, x, 80 * jnp.sign(x))
+    missed = (1 - y) * sigmoid(bounded) + y * sigmoid(-bounded)
+    cost = logistic_cost(x, y)
     # A miss of 0 has a derivative only through its cost: 0^γ would give it a NaN.
     some = missed > 0
     factor = jnp.where(some, jnp.power(jnp.where(some, missed, 1), gamma), jnp.where(gamma > 0, 0, 1))
