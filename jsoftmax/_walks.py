@@ -64,10 +64,12 @@ def total_of(v: Array, term: Callable[[Array], Array], axis_name: str | None) ->
         count = v.shape[-1] // _BLOCK
 
         def step(i: Array, so_far: Array) -> Array:
-            block = jax.lax.dynamic_slice_in_dim(apart(v), i * _BLOCK, _BLOCK, axis=-1)
-            return so_far + whole(block)
+            # Tied to the loop's index, `v` cannot be widened as a whole ahead of the loop.
+            bound, i = jax.lax.optimization_barrier((v, i))
+            block = jax.lax.dynamic_slice_in_dim(bound, i * _BLOCK, _BLOCK, axis=-1)
+            return so_far + whole(apart(block))
 
-        ends = whole(v[..., :_BLOCK]) + whole(v[..., count * _BLOCK :])
+        ends = whole(apart(v)[..., :_BLOCK]) + whole(apart(v)[..., count * _BLOCK :])
         return jax.lax.fori_loop(1, count, step, ends)
 
     if v.shape[-1] < _WIDE or not isinstance(v.size, int) or v.size < _MANY:

@@ -27,10 +27,14 @@ from jsoftmax._numerics import (
     safe_temperature,
     share_of,
     shift,
+    wide,
 )
 from jsoftmax._typing import Array, ArrayLike, Axis
-from jsoftmax._walks import defined, maximum, rest_of, total
+from jsoftmax._walks import apart, defined, maximum, rest_of, total
 from jsoftmax.autodiff import custom_vjp
+
+# A softmax of at least so many numbers, in rows no longer than this, is one pass on a CPU.
+_SMALL, _LONG = 1 << 14, 128
 
 
 def classes_last(x: Array, axis: tuple[int, ...]) -> Array:
@@ -74,22 +78,48 @@ def _probabilities(v: Array, m: Array, rest: Array, temperature: Array | None) -
 
 
 @custom_vjp
-def _softmax(v: Array, temperature: Array | None, empty: Array) -> Array:
-    m = maximum(v)
-    c = shift(m, v.shape[-1], temperature)
-    e = exponentials(v, c, temperature)
-    return e / row(defined(total(e), m, empty))
+def _softmax(v: Array, temperature: Array | None, empty: Array | None) -> Array:
+    def careful(v: Array) -> Array:
+        m = maximum(v)
+        c = shift(m, v.shape[-1], temperature)
+        e = exponentials(v, c, temperature)
+        return e / row(defined(total(e), m, False if empty is None else empty))
+
+    def fused(v: Array) -> Array:
+        e = jnp.exp(wide(v) - shift(maximum(v), v.shape[-1]))
+        p = e * row(1 / total(e))
+        return jax.lax.cond(jnp.any(jnp.isnan(p[..., 0])), careful, lambda _: p, v)
+
+    if temperature is not None or empty is not None or not _fusible(v):
+        return careful(v)
+    return jax.lax.platform_dependent(v, cpu=fused, default=careful)
+
+
+def _fusible(v: Array) -> bool:
+    """Whether XLA:CPU should make the softmax of these rows in one pass over memory.
+
+    It does so in plain arithmetic, which gives NaN beside +inf; then all is done again, with care.
+    The branch costs more than it saves where there is little to do, or rows are long.
+    """
+    return (
+        isinstance(v.size, int)
+        and v.size >= _SMALL
+        and v.shape[-1] <= _LONG
+        and jax.typeof(v).sharding.spec[-1:] in ((), (None,))
+    )
 
 
 def _softmax_fwd(v: Array, temperature: Array | None, empty: Array) -> tuple[Array, Any]:
     p = _softmax(v, temperature, empty)
-    return p, (None if temperature is None else v, temperature, p)
+    return p, (jnp.zeros((), v.dtype) if temperature is None else v, temperature, p)
 
 
 def _softmax_bwd(residuals: Any, ct: Array) -> tuple[Array, Array | None, None]:
     v, temperature, p = residuals
+    # The cotangent is the map's, of its dtype; each reader widens it for itself.
+    ct = ct.astype(v.dtype)
     # Σp = 1, so that the family's rule needs no second sum here.
-    dg = p * (ct - row(jnp.sum(p * ct, axis=-1)))
+    dg = p * (wide(ct) - row(jnp.sum(p * wide(apart(ct)), axis=-1)))
     if temperature is None:
         return dg, None, None
     return *_through_temperature(dg, v, temperature), None
@@ -174,7 +204,7 @@ def _map(x: Array, where: Array | None, temperature: ArrayLike | None, axis: Any
     rows, allowed = _rows(x, where, axis)
     empty = all_masked(allowed, rows)
     t = row_temperature(temperature, rows)
-    out = _log_softmax(rows, t, empty)[0] if log else _softmax(rows, t, empty)
+    out = _log_softmax(rows, t, empty)[0] if log else _softmax(rows, t, None if where is None else empty)
     out = out if allowed is None else jnp.where(allowed, out, -jnp.inf if log else 0)
     return classes_back(out, axis, x.shape).astype(x.dtype)
 

@@ -122,11 +122,12 @@ def jitted(f: Callable[..., Any], by: Any, *primals: Any) -> tuple[Any, ...]:
 
 
 class Form(NamedTuple):
-    """How the lines are given to a function: what it is told, and columns added that must not count."""
+    """How the lines are given to a function: what it is told; columns and rows that must not count."""
 
     mask: bool = True
     temperature: bool = True
     extra: int = 0
+    rows: int = 0
 
     def lines(self, table: tuple[Line, ...]) -> tuple[Line, ...]:
         return tuple(
@@ -136,10 +137,11 @@ class Form(NamedTuple):
         )
 
 
-# Rows of many classes take other ways than rows of few, and so do calls without options.
+# Rows of many classes take other ways than rows of few, and so do many rows, and calls without options.
 FORMS = {
     "wide": Form(extra=30),
     "plain": Form(mask=False, temperature=False),
+    "plain-many": Form(mask=False, temperature=False, rows=6000),
     "plain-wide": Form(mask=False, temperature=False, extra=30),
     "masked-wide": Form(temperature=False, extra=30),
 }
@@ -157,13 +159,16 @@ def cases(
         padding = ((0, 0), (0, form.extra))
         return jnp.pad(x, padding, constant_values=fill) if form.extra else x
 
+    def lengthened(x: Any) -> Any:
+        return jnp.pad(x, ((0, form.rows),) + ((0, 0),) * (x.ndim - 1)) if form.rows else x
+
     def call(function: Callable[..., Any], z: Any, *labels: Any, **options: Any) -> Any:
         if form.mask:
             options["where"] = widened(c.where, False)
         if not form.temperature:
             options.pop("temperature", None)
-        out = function(widened(z, NAN if form.mask else -INF), *labels, **options)
-        return out[:, :3] if out.ndim == 2 else out
+        out = function(*map(lengthened, (widened(z, NAN if form.mask else -INF), *labels)), **options)
+        return out[: len(lines), :3] if out.ndim == 2 else out[: len(lines)]
 
     found: dict[str, tuple[Any, ...]] = {
         "softmax": (lambda z, t: call(jsoftmax.softmax, z, temperature=t), COTANGENT, *both),
