@@ -12,6 +12,7 @@ Imports `_typing`.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -170,10 +171,14 @@ def gaps(v: Array, m: Array, temperature: Array | None = None) -> Array:
     Those are infinitely far below the maximum: −inf, or finite beside +inf, or so far that the gap
     overflows.
     """
-    gap = jnp.where(v == jnp.inf, 0, wide(v) - row(jnp.where(m == -jnp.inf, 0, m)))
+    largest = jnp.finfo(m.dtype).max
+    # 1 in a row with +inf, else 0. There that has the gap 0, and the others one that overflows.
+    odd = row(jnp.minimum(jnp.maximum(jax.lax.stop_gradient(m) - largest, 0) * 0.5, 1))
+    top = row(jnp.maximum(jnp.minimum(m, largest) * 1, -largest))
+    gap = jnp.minimum(wide(v) * (1 - 0.5 * odd) - top, (1 - odd) * largest) * (1 + odd * 1e30)
     if temperature is None:
         return gap
-    hopeless, lowest = gap == -jnp.inf, -jnp.finfo(gap.dtype).max
+    hopeless, lowest = gap == -jnp.inf, -largest
     return jnp.where(hopeless, -jnp.inf, jnp.maximum(jnp.where(hopeless, 0, gap) / temperature, lowest))
 
 
@@ -202,3 +207,23 @@ def gap_at(v_at: Array, m: Array, temperature: Array | None = None) -> Array:
 def scaled(weight: Array, value: Array) -> Array:
     """`weight · value` with `0 · inf = 0`, keeping the weight's gradient where the value is finite."""
     return weight * jnp.where((weight == 0) & ~jnp.isfinite(value), 0, value)
+
+
+def behind(x: Any) -> Any:
+    """`x` behind a barrier on a CPU: what makes it, or reads it, is not repeated or shared across."""
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+
+
+def product(cost: Array, weight: Array) -> Array:
+    """`cost · weight` with `0 · inf = 0`, for a cost of 0 or more.
+
+    In plain arithmetic: the bounded cost, times what is 1, and enormous at the bound. XLA:CPU sums
+    such a chain without storing it if nothing in it is read elsewhere, and other code has a 0 and a 1
+    too: hence numbers of its own.
+    """
+    info = jnp.finfo(cost.dtype)
+    numbers = (0.0, 1.0, info.max, info.max * (1 - info.eps))
+    zero, one, largest, almost = behind(tuple(jnp.asarray(x, cost.dtype) for x in numbers))
+    bounded = jnp.minimum(cost, largest)
+    beyond = jnp.maximum(bounded - almost, zero) + one
+    return weight * beyond * beyond * bounded

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import below, below_top, exponentials, row, unit, wide
+from jsoftmax._numerics import behind, below, below_top, exponentials, row, unit, wide
 from jsoftmax._typing import Array
 
 # Below this sum of exponentials, subtracting the maximum's 1 would cost more than 2 bits.
@@ -34,13 +34,8 @@ def maximum(x: Array, axis_name: str | None = None) -> Array:
 
 
 def apart(v: Array) -> Array:
-    """`v` for one reader of its own: for two, or for a few entries, XLA:CPU widens 16 bits and stores all."""
+    """`v` for one reader alone: for two, or for a few entries, XLA:CPU widens 16 bits and stores all."""
     return v if v.dtype.itemsize > 2 else behind(v)
-
-
-def behind(x: Array) -> Array:
-    """`x` behind a barrier on a CPU: what makes it, or reads it, is not repeated or shared across."""
-    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 def total(x: Array, axis_name: str | None = None) -> Array:
@@ -49,33 +44,37 @@ def total(x: Array, axis_name: str | None = None) -> Array:
     return s if axis_name is None else jax.lax.psum(s, axis_name)
 
 
-def total_of(v: Array, term: Callable[[Array], Array], axis_name: str | None) -> Array:
-    """The sum of `term(v)`, elementwise, of values that are not needed otherwise.
+def total_of(term: Callable[..., Array], axis_name: str | None, *arrays: Array) -> Array:
+    """The sum over the classes of `term(*arrays)`, elementwise, of what is not needed otherwise.
 
     From about 40,000 columns on, with rows enough, XLA:CPU puts the terms into an array of full size
     before it sums them, three times as slow as a loop over blocks of columns; below, and on
     accelerators, the loop only costs.
     """
 
-    def whole(v: Array) -> Array:
-        return jnp.sum(term(v), axis=-1)
+    def whole(*arrays: Array) -> Array:
+        return jnp.sum(term(*map(apart, arrays)), axis=-1)
 
-    def in_blocks(v: Array) -> Array:
-        count = v.shape[-1] // _BLOCK
+    def in_blocks(*arrays: Array) -> Array:
+        count = arrays[0].shape[-1] // _BLOCK
 
         def step(i: Array, so_far: Array) -> Array:
-            # Tied to the loop's index, `v` cannot be widened as a whole ahead of the loop.
-            bound, i = jax.lax.optimization_barrier((v, i))
-            block = jax.lax.dynamic_slice_in_dim(bound, i * _BLOCK, _BLOCK, axis=-1)
-            return so_far + whole(apart(block))
+            def block(x: Array) -> Array:
+                # Tied to the loop's index, 16 bits cannot be widened as a whole ahead of the loop.
+                x, at = jax.lax.optimization_barrier((x, i)) if x.dtype.itemsize == 2 else (x, i)
+                return jax.lax.dynamic_slice_in_dim(x, at * _BLOCK, _BLOCK, axis=-1)
 
-        ends = whole(apart(v)[..., :_BLOCK]) + whole(apart(v)[..., count * _BLOCK :])
-        return jax.lax.fori_loop(1, count, step, ends)
+            return so_far + whole(*map(block, arrays))
 
+        first = whole(*(apart(x)[..., :_BLOCK] for x in arrays))
+        last = whole(*(apart(x)[..., count * _BLOCK :] for x in arrays))
+        return jax.lax.fori_loop(1, count, step, first + last)
+
+    v = arrays[0]
     if v.shape[-1] < _WIDE or not isinstance(v.size, int) or v.size < _MANY:
-        s = whole(v)
+        s = whole(*arrays)
     else:
-        s = jax.lax.platform_dependent(v, cpu=in_blocks, default=whole)
+        s = jax.lax.platform_dependent(*arrays, cpu=in_blocks, default=whole)
     return s if axis_name is None else jax.lax.psum(s, axis_name)
 
 
@@ -115,10 +114,10 @@ def rest_of(
         def term(v: Array) -> Array:
             return jnp.where(v == jnp.inf, 1, jnp.where(jnp.isnan(v), jnp.nan, 0).astype(m.dtype))
 
-        return total_of(scores(), term, axis_name)
+        return total_of(term, axis_name, scores())
 
     def others() -> Array:
-        return total_of(scores(), lambda v: _lower(v, m, c, temperature), axis_name) / top
+        return total_of(lambda v: _lower(v, m, c, temperature), axis_name, scores()) / top
 
     if v.shape[-1] <= _FEW:
         e = exponentials(v, c, temperature)
@@ -131,7 +130,7 @@ def rest_of(
         steep = 1e4 / row(top)
         rest = total(e * jnp.minimum(jnp.maximum(6e3 - steep * e, 0), 1), axis_name) / top
     else:
-        s = total_of(v, lambda v: _plain(v, m, c, temperature), axis_name)
+        s = total_of(lambda v: _plain(v, m, c, temperature), axis_name, v)
         full = ~jnp.asarray(empty)
         s = jnp.where(full, _where_any((jnp.abs(m) == jnp.inf) & full, odd, s, axis_name), 1)
         rest = _where_any((s < _DOMINATED) & full & matters, others, s - 1, axis_name)

@@ -15,21 +15,25 @@ import jax.numpy as jnp
 
 from jsoftmax._numerics import (
     accumulator,
+    behind,
     deleted,
     dominant,
     exponentials,
     finite_gaps,
     gap_at,
+    gaps,
     nan_unless,
     others_share,
+    product,
     row,
     sharded_like,
     share_of,
     shift,
     wide,
 )
+from jsoftmax._pytrees import register
 from jsoftmax._typing import Array
-from jsoftmax._walks import apart, behind, maximum, rest_around, rest_of, total
+from jsoftmax._walks import apart, maximum, rest_around, rest_of, total, total_of
 from jsoftmax.autodiff import custom_vjp
 from jsoftmax.maps import masked
 from jsoftmax.transforms import LogitTransform
@@ -52,7 +56,6 @@ class Reduction:
     kept: bool = False
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowStats:
     """A few numbers per row `[*batch]`, of the scores `u = mask(softcap(transform(logits)) / T)`.
@@ -81,6 +84,8 @@ class RowStats:
         """The names of all statistics."""
         return tuple(field.name for field in dataclasses.fields(cls))
 
+
+register(RowStats)
 
 NEEDS = {
     "nll": "nll",
@@ -251,31 +256,32 @@ def _reduce_rows(
         # A loss is as large as the label's gap; the last digits of the rest show where that is 0, or
         # a rounding error of the transform.
         rest, m = rest_of(recompute, m, c, temperature, empty, axis, matters=gap_at(v_y, m, t) > -0.6)
-    g, hopeless = finite_gaps(v, m, temperature)
     log_sum = jnp.log1p(rest)
 
-    def gap_sum(share: Array) -> Array:
-        """`Σ share · g`, −inf where a class without a chance has a share."""
-        lost = total(jnp.where(hopeless, jnp.abs(share), 0), axis) > 0
-        return jnp.where(lost & ~jnp.isnan(rest), -jnp.inf, total(share * g, axis))
+    def cost_sum(over: Array | float, share: Array) -> Array:
+        """`Σ share · (over − g)`, 0 for a share of 0."""
+
+        def term(v: Array, share: Array) -> Array:
+            return product(over - gaps(v, behind(m), temperature), share)
+
+        return total_of(term, axis, v, share)
 
     out = {"maximum": m, "shift": c[..., 0], "rest": rest}
-    if "nll" in wanted and indices:
-        out["nll"] = log_sum - gap_at(v_y, m, t)
-    elif "nll" in wanted:
-        q = _kept(labels, where, hopeless, reduction)
-        out["nll"] = log_sum * total(q, axis) - gap_sum(q)
     if "nll" in wanted:
-        out["nll"] = jnp.where(empty, 0, out["nll"])
+        nll = (
+            log_sum - gap_at(v_y, m, t)
+            if indices
+            else cost_sum(row(behind(log_sum)), _kept(labels, where, reduction))
+        )
+        out["nll"] = jnp.where(empty, 0, nll)
     if "uniform" in wanted:
-        w = _allowed(v, where, weights)
-        out["uniform"] = log_sum * total(w, axis) - gap_sum(w)
+        out["uniform"] = cost_sum(row(behind(log_sum)), _allowed(v, where, weights))
     if "mean" in wanted:
         allowed = _allowed(v, where, None)
-        out["mean"] = gap_sum(allowed) / jnp.maximum(total(allowed, axis), 1)
+        out["mean"] = -cost_sum(0.0, allowed) / jnp.maximum(total(allowed, axis), 1)
     if "entropy" in wanted:
         e = exponentials(v, c, temperature)
-        out["entropy"] = log_sum - total(e * g, axis) * share_of(m, c, rest, temperature)
+        out["entropy"] = log_sum + cost_sum(0.0, e) * share_of(m, c, rest, temperature)
     defined = nan_unless(~jnp.isnan(rest), rest.dtype)
     return {name: x if name in ("maximum", "shift") else x * defined for name, x in out.items()}
 
@@ -323,8 +329,10 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
         direct.append(row(cts["mean"] / jnp.maximum(total(allowed, axis), 1)) * allowed)
     # The label's p − 1 is minus the others' share: no cancellation where the label dominates.
     if "nll" in cts and soft:
-        q = _kept(labels, where, hopeless, reduction)
-        ct, mass = row(cts["nll"]), row(total(q, axis))
+        q = _kept(labels, where, reduction)
+        # A selection, for else XLA:CPU stores the sum for each of the classes.
+        ct, mass = row(cts["nll"]), row(jnp.where(jnp.isnan(rest), jnp.nan, total(q, axis)))
+        q = jnp.where(hopeless, jax.lax.stop_gradient(q), q)
         near = dominant(v, m, rest, temperature) & (2 * q >= mass)
         others = others_share(p, row(rest))
         direct.append(ct * jnp.where(near, (mass - q) - mass * others, mass * p - q))
@@ -371,11 +379,9 @@ def _are_indices(labels: Array) -> bool:
     return jnp.issubdtype(labels.dtype, jnp.integer)
 
 
-def _kept(q: Array, where: Array | None, hopeless: Array, reduction: Reduction) -> Array:
-    """The label's shares; those of classes without a chance are constants, as if deleted."""
-    if reduction.drop_masked_mass and where is not None:
-        q = jnp.where(where, q, 0)
-    return jnp.where(hopeless, jax.lax.stop_gradient(q), q)
+def _kept(q: Array, where: Array | None, reduction: Reduction) -> Array:
+    """The label's shares, without those of masked classes if they are to be dropped."""
+    return q if where is None or not reduction.drop_masked_mass else jnp.where(where, q, 0)
 
 
 def _allowed(v: Array, where: Array | None, weights: Array | None) -> Array:

@@ -4,7 +4,7 @@ A transform is a frozen dataclass and a pytree: its numbers are leaves, so they 
 differentiated, mapped and annealed without retracing. It never sees the class axis as a whole,
 which lets it run inside a walk over blocks of classes.
 
-Imports `_numerics` and `_checks`.
+Imports `_pytrees`, `_numerics` and `_checks`.
 """
 
 import abc
@@ -12,19 +12,25 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._numerics import nan_unless, row, safe_temperature
+from jsoftmax._pytrees import register
 from jsoftmax._typing import Array, ArrayLike
 
 
 class LogitTransform(abc.ABC):
-    """A map of single logits; subclass it as a frozen dataclass registered as a pytree.
+    """A map of single logits; subclass it as a frozen dataclass.
+
+    A subclass is a pytree from the start, its fields the leaves (those with `metadata={"static": True}`
+    excepted): do not register it with JAX again.
 
     The caller takes care of impossible classes: a logit of −inf reaches no transform and stays −inf.
     """
+
+    def __init_subclass__(cls) -> None:
+        register(cls)
 
     @abc.abstractmethod
     def __call__(self, logits: Array, target: Array | None = None) -> Array:
@@ -42,7 +48,6 @@ class LogitTransform(abc.ABC):
         return False
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Temperature(LogitTransform):
     """Divides the logits by a temperature: `z / T`.
@@ -77,7 +82,6 @@ class Temperature(LogitTransform):
         return logits / safe_temperature(_per_row(self.value, logits))
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Softcap(LogitTransform):
     """Bounds the logits smoothly: `c · tanh(z / c)`.
@@ -113,7 +117,6 @@ class Softcap(LogitTransform):
         return cap * jnp.tanh(logits / cap)
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LogitAdjustment(LogitTransform):
     """Adds a scaled log-prior of the classes: `z_k + τ · log π_k`, for imbalanced labels.
@@ -150,7 +153,6 @@ class LogitAdjustment(LogitTransform):
         return jnp.where(possible, adjusted, -jnp.inf)
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Margin(LogitTransform):
     """Makes the label's logit harder to win by a margin, then scales all: `s · margin(z)`.
@@ -211,7 +213,6 @@ class Margin(LogitTransform):
         return _per_row(self.scale, logits) * chosen
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Chain(LogitTransform):
     """Transforms applied one after the other, the first one first; made by `chain`."""

@@ -24,6 +24,7 @@ LAYERS = {
     "_walks": 1,
     "_checks": 0,
     "_typing": 0,
+    "_pytrees": 0,
     "autodiff": 1,
     "maps": 2,
     "transforms": 2,

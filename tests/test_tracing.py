@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -119,6 +121,26 @@ def test_transforms_are_annealed_without_a_trace():
         step(z, jsoftmax.chain(jsoftmax.Margin(x, scale=x, kind="angular"), jsoftmax.Temperature(x)))
     with pytest.raises(AssertionError):
         step(z, jsoftmax.Temperature(np.float32(1.0)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift(jsoftmax.LogitTransform):
+    by: Any
+
+    def __call__(self, logits: Any, target: Any = None) -> Any:
+        return logits + self.by
+
+
+def test_transforms_of_one_number_are_not_mistaken_for_each_other():
+    """Their structures differ, or `jit` would now and then run what it compiled for another."""
+    singles = [jsoftmax.Temperature(2.0), jsoftmax.Softcap(2.0), Shift(2.0), jsoftmax.chain(Shift(2.0))]
+    for one, other in itertools.combinations(singles, 2):
+        assert jax.tree.structure(one) != jax.tree.structure(other)
+        assert jax.tree.structure((one, 1)) != jax.tree.structure((other, 1))
+    z, labels = jnp.arange(6.0).reshape(2, 3), np.array([0, 2])
+    moved = jsoftmax.cross_entropy(z, labels, transform=Shift(5.0))
+    np.testing.assert_allclose(moved, jsoftmax.cross_entropy(z, labels), rtol=1e-6)
+    assert jax.tree_util.keystr(jax.tree_util.tree_flatten_with_path(Shift(2.0))[0][0][0]) == ".by"
 
 
 def test_transforms_are_pytrees():

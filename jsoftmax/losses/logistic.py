@@ -3,14 +3,13 @@
 Imports `autodiff`, `_walks`, `_numerics`, `_checks`.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._numerics import accumulator, nan_unless, scaled, wide
+from jsoftmax._numerics import accumulator, nan_unless, product, scaled, wide
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax._walks import apart
 from jsoftmax.autodiff import custom_vjp
@@ -31,28 +30,21 @@ sigmoid.defvjp(lambda x: (sigmoid(x), x), lambda x, ct: (ct * (sigmoid(x) * sigm
 def logistic_cost(x: Array, y: Array, pos_weight: Array | None = None) -> Array:
     """`w y · log(1 + e^−x) + (1 − y) · log(1 + e^x)`: what a sigmoid pays for a yes and for a no.
 
-    XLA:CPU sums a chain of plain arithmetic in one pass if every intermediate and every constant in
-    it has one reader; what has two, and what a selection or a clamp gives, it puts into an array of
-    full size first. Hence one sign, the product below, and 16 bits widened by each reader of them.
+    XLA:CPU sums a chain of plain arithmetic in one pass if no intermediate and no constant in it is
+    read elsewhere; what is, and what a selection gives, it puts into an array of full size first.
+    Hence the sign, and 16 bits widened by each reader of them.
     """
 
-    def seen() -> Array:
-        return wide(apart(x))
+    def size() -> Array:
+        return jnp.abs(wide(apart(x)))
 
-    cost = jnp.log1p(jnp.exp(-jnp.abs(seen())))
-    yes, y = jnp.maximum(jnp.sign(seen()), 0), wide(apart(y))
+    cost = jnp.log1p(jnp.exp(-size()))
+    sign, y = jnp.sign(wide(apart(x))), wide(apart(y))
+    yes = jnp.maximum(sign, 0)
     if pos_weight is None:
-        return _product(seen, yes - y) + cost
+        return product(size(), sign * (yes - y)) + cost
     y, no = pos_weight * y, 1 - y
-    return _product(seen, yes * no - (1 - yes) * y) + (y + no) * cost
-
-
-def _product(x: Callable[[], Array], weight: Array) -> Array:
-    """`x · weight` with `0 · inf = 0`: the bounded `x`, times what makes up for it beside any other."""
-    info = jnp.finfo(weight.dtype)
-    bounded = jnp.maximum(jnp.minimum(x(), info.max) * 2.0**-8, -info.max * 2.0**-8)
-    excess = jnp.minimum(jnp.abs(x()) * 2.0 ** (8 - info.maxexp), 2.0 ** (info.maxexp - 2)) * 0.5
-    return bounded * weight * jnp.maximum(excess, 2.0**8)
+    return product(size(), yes * no + (1 - yes) * y) + (y + no) * cost
 
 
 def _logistic_bwd(residuals: tuple[Array, Array, Array | None], ct: Array) -> tuple[Any, ...]:
