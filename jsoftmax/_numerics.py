@@ -171,14 +171,10 @@ def gaps(v: Array, m: Array, temperature: Array | None = None) -> Array:
     Those are infinitely far below the maximum: −inf, or finite beside +inf, or so far that the gap
     overflows.
     """
-    largest = jnp.finfo(m.dtype).max
-    # 1 in a row with +inf, else 0. There that has the gap 0, and the others one that overflows.
-    odd = row(jnp.minimum(jnp.maximum(jax.lax.stop_gradient(m) - largest, 0) * 0.5, 1))
-    top = row(jnp.maximum(jnp.minimum(m, largest) * 1, -largest))
-    gap = jnp.minimum(wide(v) * (1 - 0.5 * odd) - top, (1 - odd) * largest) * (1 + odd * 1e30)
+    gap = jnp.where(v == jnp.inf, 0, wide(v) - row(jnp.where(m == -jnp.inf, 0, m)))
     if temperature is None:
         return gap
-    hopeless, lowest = gap == -jnp.inf, -largest
+    hopeless, lowest = gap == -jnp.inf, -jnp.finfo(gap.dtype).max
     return jnp.where(hopeless, -jnp.inf, jnp.maximum(jnp.where(hopeless, 0, gap) / temperature, lowest))
 
 
@@ -215,11 +211,11 @@ def behind(x: Any) -> Any:
 
 
 def product(cost: Array, weight: Array) -> Array:
-    """`cost · weight` with `0 · inf = 0`, for a cost of 0 or more.
+    """`cost · weight` with `0 · inf = 0`, for a cost of 0 or more, in plain arithmetic.
 
-    In plain arithmetic: the bounded cost, times what is 1, and enormous at the bound. XLA:CPU sums
-    such a chain without storing it if nothing in it is read elsewhere, and other code has a 0 and a 1
-    too: hence numbers of its own.
+    The bounded cost, times what is 1, and enormous at the bound. XLA:CPU sums such a chain without
+    storing it if nothing in it is read elsewhere, and other code has a 0 and a 1 too: hence numbers of
+    its own.
     """
     info = jnp.finfo(cost.dtype)
     numbers = (0.0, 1.0, info.max, info.max * (1 - info.eps))

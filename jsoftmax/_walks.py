@@ -34,7 +34,7 @@ def maximum(x: Array, axis_name: str | None = None) -> Array:
 
 
 def apart(v: Array) -> Array:
-    """`v` for one reader alone: for two, or for a few entries, XLA:CPU widens 16 bits and stores all."""
+    """`v` for one reader: for two, or for a few entries, XLA:CPU widens 16 bits and stores them all."""
     return v if v.dtype.itemsize > 2 else behind(v)
 
 
@@ -215,10 +215,16 @@ def _lower(v: Array, m: Array, c: Array, temperature: Array | None) -> Array:
 
 def _where_any(flag: Array, make: Callable[[], Array], other: Array, axis_name: str | None) -> Array:
     """`where(flag, make(), other)`; on a CPU `make` does not run where no row needs it."""
+    return jnp.where(flag, careful_if(flag, make, lambda: other, axis_name), other)
 
-    def if_any() -> Array:
-        return jax.lax.cond(jnp.any(flag), make, lambda: other)
+
+def careful_if(
+    flag: Array, careful: Callable[[], Array], plain: Callable[[], Array], axis_name: str | None
+) -> Array:
+    """What `careful` makes, or on a CPU, where it is slower and no row needs it, `plain`."""
+
+    def either() -> Array:
+        return jax.lax.cond(jnp.any(flag), careful, plain)
 
     # Devices that disagree about a branch would wait for each other in its collectives.
-    made = make() if axis_name else jax.lax.platform_dependent(cpu=if_any, default=make)
-    return jnp.where(flag, made, other)
+    return careful() if axis_name else jax.lax.platform_dependent(cpu=either, default=careful)

@@ -1,6 +1,6 @@
 """The losses and statistics of logits that are held in memory, one row of classes per label.
 
-Imports `statistics`, `maps`, `transforms`, `_walks`, `_numerics`, `_checks`.
+Imports `statistics`, `maps`, `transforms`, `_labels`, `_walks`, `_numerics`, `_checks`.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._labels import are_indices, at_label, first_largest, num_classes, settle
 from jsoftmax._numerics import accumulator, nan_unless, row, scaled, widened
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
 from jsoftmax._walks import total
@@ -20,14 +21,10 @@ from jsoftmax.statistics import (
     NEEDS,
     Reduction,
     RowStats,
-    at_label,
     finish,
-    first_largest,
     log_normalizer,
-    num_classes,
     reduce,
     scores,
-    settle,
 )
 from jsoftmax.transforms import LogitTransform, Softcap, chain, check_transform
 
@@ -207,7 +204,7 @@ def _cross_entropy(
 ) -> Array:
     logits, labels, where = rows(logits, labels, where, axis)
     dtype = accumulator(logits.dtype)
-    indices = jnp.issubdtype(labels.dtype, jnp.integer)
+    indices = are_indices(labels)
     ignored = labels == ignore_index if ignore_index is not None else None
     if ignored is not None:
         # The whole row, not only its loss: 0 · NaN would reach the gradient.
@@ -258,7 +255,7 @@ def _row_stats(
     raw_names = frozenset(NEEDS[name] for name in statistics if name in NEEDS)
     raw = reduce(Reduction(raw_names, axis_name), logits, labels, where, empty, transform, t, None)
     stats = finish(raw, t, empty, statistics)
-    indices = jnp.issubdtype(labels.dtype, jnp.integer)
+    indices = are_indices(labels)
     ignored = labels == ignore_index if ignore_index is not None else None
     classes = num_classes(logits, axis_name)
     if stats.nll is not None:
@@ -283,7 +280,7 @@ def rows(
     if where is not None:
         where = classes_last(jnp.broadcast_to(where, logits.shape), axis)
     logits = classes_last(logits, axis)
-    if jnp.issubdtype(labels.dtype, jnp.integer):
+    if are_indices(labels):
         return logits, widened(labels), where
     labels = classes_last(labels, axis)
     return logits, labels.astype(accumulator(logits.dtype)), where

@@ -204,9 +204,10 @@ def _map(x: Array, where: Array | None, temperature: ArrayLike | None, axis: Any
     rows, allowed = _rows(x, where, axis)
     empty = all_masked(allowed, rows)
     t = row_temperature(temperature, rows)
-    out = (
-        _log_softmax(rows, t, empty)[0] if log else _softmax(rows, t, None if where is None else empty)
-    )
+    if log:
+        out = _log_softmax(rows, t, empty)[0]
+    else:
+        out = _softmax(rows, t, None if allowed is None else empty)
     out = out if allowed is None else jnp.where(allowed, out, -jnp.inf if log else 0)
     return classes_back(out, axis, x.shape).astype(x.dtype)
 

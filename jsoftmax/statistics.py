@@ -3,16 +3,17 @@
 Every softmax-type loss is a formula over a few numbers per row. `reduce` returns them relative to
 the row's maximum, where they keep their digits; `RowStats` holds what users read.
 
-Imports `maps`, `transforms`, `autodiff`, `_walks`, `_numerics`.
+Imports `maps`, `transforms`, `autodiff`, `_labels`, `_walks`, `_pytrees`, `_numerics`.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jsoftmax._labels import are_indices, at_label, is_label, num_classes
 from jsoftmax._numerics import (
     accumulator,
     behind,
@@ -21,10 +22,8 @@ from jsoftmax._numerics import (
     exponentials,
     finite_gaps,
     gap_at,
-    gaps,
     nan_unless,
     others_share,
-    product,
     row,
     sharded_like,
     share_of,
@@ -33,7 +32,7 @@ from jsoftmax._numerics import (
 )
 from jsoftmax._pytrees import register
 from jsoftmax._typing import Array
-from jsoftmax._walks import apart, maximum, rest_around, rest_of, total, total_of
+from jsoftmax._walks import careful_if, maximum, rest_around, rest_of, total, total_of
 from jsoftmax.autodiff import custom_vjp
 from jsoftmax.maps import masked
 from jsoftmax.transforms import LogitTransform
@@ -131,69 +130,6 @@ def finish(
     return RowStats(**made)
 
 
-def first_largest(v: Array, axis_name: str | None) -> Array:
-    """The global id of the first largest class of each row; `2³¹ − 1` in a row of NaN."""
-    last = jnp.iinfo(jnp.int32).max
-    ids = jnp.where(wide(v) == row(maximum(v, axis_name)), class_ids(v, axis_name), last)
-    first = jnp.min(ids, axis=-1, initial=last)
-    return first if axis_name is None else jax.lax.pmin(first, axis_name)
-
-
-def settle(loss: Array, labels: Array, classes: int, ignored: Array | None) -> Array:
-    """The label policy: NaN, value and gradient, for an index of no class; 0 for an ignored row."""
-    if _are_indices(labels):
-        valid = (labels >= 0) & (labels < classes)
-        # An ignored row is valid: 0 · NaN would reach what it shares with the others.
-        valid = valid if ignored is None else valid | ignored
-        loss = loss * nan_unless(valid, loss.dtype)
-    return loss if ignored is None else jnp.where(ignored, 0, loss)
-
-
-def class_ids(v: Array, axis_name: str | None) -> Array:
-    """The global ids of the classes held here, `[1, …, classes]`."""
-    ids = jax.lax.broadcasted_iota(jnp.int32, (1,) * (v.ndim - 1) + v.shape[-1:], v.ndim - 1)
-    return ids if axis_name is None else ids + jax.lax.axis_index(axis_name) * v.shape[-1]
-
-
-def num_classes(v: Array, axis_name: str | None) -> int:
-    """The number of classes over all shards."""
-    return v.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
-
-
-def is_label(v: Array, labels: Array, axis_name: str | None) -> Array:
-    """Where each row's label is, `[*batch, classes]`, laid out as `v`."""
-    return sharded_like(class_ids(v, axis_name) == row(labels), v)
-
-
-def at_label(v: Array, labels: Array, axis_name: str | None = None) -> Array:
-    """The entry of `v`, `[*batch, classes]` or `[classes]`, at each label; 0 at a label of no class."""
-
-    def compared(v: Array, labels: Array) -> Array:
-        like = jnp.broadcast_to(v, labels.shape + v.shape[-1:])
-        return total(jnp.where(is_label(like, labels, axis_name), like, 0), axis_name)
-
-    def gathered(v: Array, labels: Array) -> Array:
-        start = 0 if axis_name is None else jax.lax.axis_index(axis_name) * v.shape[-1]
-        local = labels - start
-        here = (local >= 0) & (local < v.shape[-1])
-        index = jnp.where(here, local, 0)
-        if v.ndim == 1:
-            found = jnp.take(v, index, mode="clip")
-        else:
-            found = jnp.take_along_axis(apart(v), row(index), axis=-1, mode="clip")[..., 0]
-        found = jnp.where(here, found, 0)
-        return found if axis_name is None else jax.lax.psum(found, axis_name)
-
-    classes_sharded = jax.typeof(v).sharding.spec[-1:] not in ((), (None,))
-    rows_sharded = v.ndim == 1 and any(jax.typeof(labels).sharding.spec)
-    if not v.shape[-1] or classes_sharded or rows_sharded:
-        # On a mesh with explicit axes a gather cannot reach over the shards, a comparison can.
-        return compared(v, labels)
-    # A gather is the cheaper on a CPU. Elsewhere it needs `v` in memory, and a comparison joins the
-    # pass over the logits that is made anyway.
-    return jax.lax.platform_dependent(v, labels, cpu=gathered, default=compared)
-
-
 def scores(
     logits: Array,
     labels: Array,
@@ -207,8 +143,7 @@ def scores(
         return v
     v, target = wide(v), None
     if transform.needs_target:
-        indices = jnp.issubdtype(labels.dtype, jnp.integer)
-        target = is_label(v, labels, axis_name) if indices else labels
+        target = is_label(v, labels, axis_name) if are_indices(labels) else labels
         target = target.astype(v.dtype)
     impossible = v == -jnp.inf
     return jnp.where(impossible, -jnp.inf, transform(jnp.where(impossible, 0, v), target))
@@ -227,11 +162,10 @@ def _reduce_rows(
     """Reduces rows `[*batch, classes]` to numbers `[*batch]`; `temperature` is `[*batch, 1]`.
 
     With the gaps `g = (v − m)/T` of the scores `v`: `maximum` is `m`, `shift` that of the
-    exponentials, both constants; `rest` is
-    `Σ e^g − 1`; `nll` is `Σ q (log Σ e^g − g)`; `uniform` is `Σ w (log Σ e^g − g)` over the classes
-    that are not masked, `mean` the mean of `g` over them; `entropy` is
-    `log Σ e^g − Σ p g`. That `rest` will be
-    read as a log-normalizer is said by the name "log_normalizer", which adds no number.
+    exponentials, both constants; `rest` is `Σ e^g − 1`; `nll` is `Σ q (log Σ e^g − g)`; `uniform` is
+    `Σ w (log Σ e^g − g)` over the classes that are not masked, `mean` the mean of `g` over them;
+    `entropy` is `log Σ e^g − Σ p g`. That `rest` will be read as a log-normalizer is said by the name
+    "log_normalizer", which adds no number.
     """
     axis, wanted = reduction.axis_name, reduction.statistics
 
@@ -241,7 +175,7 @@ def _reduce_rows(
     v = recompute()
     m = maximum(v, axis)
     c = shift(m, num_classes(v, axis), temperature)
-    indices = _are_indices(labels)
+    indices = are_indices(labels)
     v_y = wide(at_label(v, labels, axis)) if indices else m
     t = None if temperature is None else temperature[..., 0]
     weighted = "uniform" in wanted and weights is not None
@@ -258,30 +192,35 @@ def _reduce_rows(
         rest, m = rest_of(recompute, m, c, temperature, empty, axis, matters=gap_at(v_y, m, t) > -0.6)
     log_sum = jnp.log1p(rest)
 
-    def cost_sum(over: Array | float, share: Array) -> Array:
-        """`Σ share · (over − g)`, 0 for a share of 0."""
+    def cost_sum(over: Array | float, share: Callable[[], Array]) -> Array:
+        """`Σ share · (over − g)`, inf where a class without a chance has a share."""
 
-        def term(v: Array, share: Array) -> Array:
-            return product(over - gaps(v, behind(m), temperature), share)
+        def plain() -> Array:
+            top = row(behind(m))
+            return total_of(lambda v, q: q * (over - (wide(v) - top)), axis, v, share())
 
-        return total_of(term, axis, v, share)
+        def careful() -> Array:
+            g, hopeless = finite_gaps(v, m, temperature)
+            lost = total(jnp.where(hopeless, jnp.abs(share()), 0), axis) > 0
+            sum_of_live = total(_live(share(), hopeless) * (over - g), axis)
+            return jnp.where(lost & ~jnp.isnan(rest), jnp.inf, sum_of_live)
+
+        return careful() if temperature is not None else careful_if(_odd(v, m), careful, plain, axis)
 
     out = {"maximum": m, "shift": c[..., 0], "rest": rest}
-    if "nll" in wanted:
-        nll = (
-            log_sum - gap_at(v_y, m, t)
-            if indices
-            else cost_sum(row(behind(log_sum)), _kept(labels, where, reduction))
-        )
-        out["nll"] = jnp.where(empty, 0, nll)
+    log_sums = row(behind(log_sum))
+    if "nll" in wanted and indices:
+        out["nll"] = jnp.where(empty, 0, log_sum - gap_at(v_y, m, t))
+    elif "nll" in wanted:
+        out["nll"] = jnp.where(empty, 0, cost_sum(log_sums, lambda: _kept(labels, where, reduction)))
     if "uniform" in wanted:
-        out["uniform"] = cost_sum(row(behind(log_sum)), _allowed(v, where, weights))
+        out["uniform"] = cost_sum(log_sums, lambda: _allowed(v, where, weights))
     if "mean" in wanted:
-        allowed = _allowed(v, where, None)
-        out["mean"] = -cost_sum(0.0, allowed) / jnp.maximum(total(allowed, axis), 1)
+        count = jnp.maximum(total(_allowed(v, where, None), axis), 1)
+        out["mean"] = -cost_sum(0.0, lambda: _allowed(v, where, None)) / count
     if "entropy" in wanted:
-        e = exponentials(v, c, temperature)
-        out["entropy"] = log_sum + cost_sum(0.0, e) * share_of(m, c, rest, temperature)
+        cost = cost_sum(0.0, lambda: exponentials(v, c, temperature))
+        out["entropy"] = log_sum + cost * share_of(m, c, rest, temperature)
     defined = nan_unless(~jnp.isnan(rest), rest.dtype)
     return {name: x if name in ("maximum", "shift") else x * defined for name, x in out.items()}
 
@@ -297,7 +236,7 @@ def _reduce_fwd(reduction: Reduction, *operands: Any) -> tuple[Any, Any]:
 def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) -> tuple[Any, ...]:
     (logits, labels, where, _, transform, temperature, weights), out = residuals
     axis = reduction.axis_name
-    soft = not _are_indices(labels)
+    soft = not are_indices(labels)
     q = labels if soft else None
 
     def prepare(logits: Array, transform: Any, q: Array | None) -> Array:
@@ -329,10 +268,14 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
         direct.append(row(cts["mean"] / jnp.maximum(total(allowed, axis), 1)) * allowed)
     # The label's p − 1 is minus the others' share: no cancellation where the label dominates.
     if "nll" in cts and soft:
-        q = _kept(labels, where, reduction)
+        ct, all_q = row(cts["nll"]), _kept(labels, where, reduction)
+
+        def live() -> Array:
+            return _live(all_q, finite_gaps(v, m, temperature)[1])
+
+        mass = careful_if(_odd(v, m), lambda: total(live(), axis), lambda: total(all_q, axis), axis)
         # A selection, for else XLA:CPU stores the sum for each of the classes.
-        ct, mass = row(cts["nll"]), row(jnp.where(jnp.isnan(rest), jnp.nan, total(q, axis)))
-        q = jnp.where(hopeless, jax.lax.stop_gradient(q), q)
+        mass, q = row(jnp.where(jnp.isnan(rest), jnp.nan, mass)), live()
         near = dominant(v, m, rest, temperature) & (2 * q >= mass)
         others = others_share(p, row(rest))
         direct.append(ct * jnp.where(near, (mass - q) - mass * others, mass * p - q))
@@ -375,13 +318,20 @@ def _others(
     return jnp.where(is_label(v, labels, axis_name), 0, exponentials(v, c, temperature))
 
 
-def _are_indices(labels: Array) -> bool:
-    return jnp.issubdtype(labels.dtype, jnp.integer)
+def _odd(v: Array, m: Array) -> Array:
+    """Which rows have a class without a chance, or no other."""
+    lowest = wide(jnp.min(jax.lax.stop_gradient(v), axis=-1, initial=jnp.inf))
+    return (lowest - m == -jnp.inf) | (jnp.abs(m) == jnp.inf)
+
+
+def _live(share: Array, hopeless: Array) -> Array:
+    """The shares; those of classes without a chance are constants, as if deleted."""
+    return jnp.where(hopeless, jax.lax.stop_gradient(share), share)
 
 
 def _kept(q: Array, where: Array | None, reduction: Reduction) -> Array:
     """The label's shares, without those of masked classes if they are to be dropped."""
-    return q if where is None or not reduction.drop_masked_mass else jnp.where(where, q, 0)
+    return jnp.where(where, q, 0) if reduction.drop_masked_mass and where is not None else q
 
 
 def _allowed(v: Array, where: Array | None, weights: Array | None) -> Array:

@@ -22,6 +22,7 @@ TESTS = Path(__file__).parent
 LAYERS = {
     "_numerics": 0,
     "_walks": 1,
+    "_labels": 2,
     "_checks": 0,
     "_typing": 0,
     "_pytrees": 0,

@@ -3,7 +3,7 @@
 All are formulas over the statistics of a row; only the losses that weigh every class on its own
 (poly, focal and generalized cross-entropy of soft labels) go through `log_softmax`.
 
-Imports `statistics`, `maps`, `_numerics`, `_checks`.
+Imports `statistics`, `maps`, `_labels`, `_numerics`, `_checks`.
 """
 
 import functools
@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._labels import are_indices, at_label, settle
 from jsoftmax._numerics import accumulator, nan_unless, scaled, widened
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.losses._arrange import batch_of, mask_rows, pair
 from jsoftmax.maps import all_masked, classes_last, log_softmax
-from jsoftmax.statistics import Reduction, at_label, reduce, settle
+from jsoftmax.statistics import Reduction, reduce
 
 _SOFT = Reduction(frozenset({"nll"}), drop_masked_mass=True)
 _HARD = Reduction(frozenset({"nll"}))
@@ -287,7 +288,7 @@ def _soft(
 @functools.partial(jax.jit, static_argnums=3)
 def _nll(z: Array, y: Array, where: Array | None, reduction: Reduction) -> Array:
     """The negative log-likelihood of rows, under the label policy."""
-    if jnp.issubdtype(y.dtype, jnp.integer):
+    if are_indices(y):
         y = widened(y)
     raw = reduce(reduction, z, y, where, all_masked(where, z), None, None, None)
     return settle(raw["nll"], y, z.shape[-1], None)
@@ -306,7 +307,7 @@ def _either(
 
 def _costs(z: Array, y: Array, where: Array | None) -> tuple[Array, Array]:
     """`−log p` of what a label can be, and the label's share of each: per row, or per class."""
-    if jnp.issubdtype(y.dtype, jnp.integer):
+    if are_indices(y):
         nll = _nll(z, y, where, _HARD)
         return nll, jnp.ones_like(nll)
     share = y if where is None else jnp.where(where, y, 0)
@@ -315,7 +316,7 @@ def _costs(z: Array, y: Array, where: Array | None) -> tuple[Array, Array]:
 
 def _sum_of(costs: Array, share: Array, y: Array) -> Array:
     costs = scaled(share, costs)
-    return costs if jnp.issubdtype(y.dtype, jnp.integer) else jnp.sum(costs, axis=-1)
+    return costs if are_indices(y) else jnp.sum(costs, axis=-1)
 
 
 @jax.jit
@@ -338,7 +339,7 @@ def _focal(z: Array, y: Array, where: Array | None, gamma: ArrayLike, alpha: Arr
     faded = jnp.where((cost == 0) & (gamma > 0), 0, faded)
     if alpha is not None:
         weight = jnp.asarray(alpha, dtype)
-        indices = jnp.issubdtype(y.dtype, jnp.integer)
+        indices = are_indices(y)
         share = share * (at_label(weight, y) if indices and weight.ndim else weight)
     return _sum_of(faded, share, y)
 
