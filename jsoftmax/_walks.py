@@ -1,8 +1,10 @@
 """Passes over the class axis: the maximum, sums, and the sum of exponentials without its cancellation.
 
 How often an array is read decides what a loss costs, so this is where the forms are that XLA:CPU
-walks well. Scores come in any dtype, and each pass widens them for itself: two readers of wide scores
-would make XLA store those.
+walks well. It sums a chain of plain arithmetic in one pass, if no intermediate and no constant of the
+chain has a reader elsewhere; what a selection, a comparison or a clamp gives, it puts into an array of
+full size first. Scores come in any dtype, and each pass widens them for itself: two readers of wide
+scores would make XLA store those. Barriers keep readers apart.
 
 Imports `_numerics`.
 """
