@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jsoftmax._numerics import nan_unless, row, sharded_like, wide
 from jsoftmax._typing import Array
-from jsoftmax._walks import apart, maximum, total
+from jsoftmax._walks import maximum, total
 
 
 def are_indices(labels: Array) -> bool:
@@ -65,7 +65,7 @@ def at_label(v: Array, labels: Array, axis_name: str | None = None) -> Array:
         if v.ndim == 1:
             found = jnp.take(v, index, mode="clip")
         else:
-            found = jnp.take_along_axis(apart(v), row(index), axis=-1, mode="clip")[..., 0]
+            found = jnp.take_along_axis(v, row(index), axis=-1, mode="clip")[..., 0]
         found = jnp.where(here, found, 0)
         return found if axis_name is None else jax.lax.psum(found, axis_name)
 
