@@ -36,7 +36,7 @@ def maximum(x: Array, axis_name: str | None = None) -> Array:
 
 
 def apart(v: Array) -> Array:
-    """`v` for one reader: for two, or for a few entries, XLA:CPU widens 16 bits and stores them all."""
+    """`v` for one reader of its own: for two of them, XLA:CPU widens 16 bits first, and stores all."""
     return v if v.dtype.itemsize > 2 else behind(v)
 
 

@@ -270,12 +270,13 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
     if "nll" in cts and soft:
         ct, all_q = row(cts["nll"]), _kept(labels, where, reduction)
 
-        def live() -> Array:
-            return _live(all_q, finite_gaps(v, m, temperature)[1])
+        def mass_of_live() -> Array:
+            # Not of `hopeless`: what a branch takes from outside is stored.
+            return total(_live(all_q, finite_gaps(v, m, temperature)[1]), axis)
 
-        mass = careful_if(_odd(v, m), lambda: total(live(), axis), lambda: total(all_q, axis), axis)
+        mass = careful_if(_odd(v, m), mass_of_live, lambda: total(all_q, axis), axis)
         # A selection, for else XLA:CPU stores the sum for each of the classes.
-        mass, q = row(jnp.where(jnp.isnan(rest), jnp.nan, mass)), live()
+        mass, q = row(jnp.where(jnp.isnan(rest), jnp.nan, mass)), _live(all_q, hopeless)
         near = dominant(v, m, rest, temperature) & (2 * q >= mass)
         others = others_share(p, row(rest))
         direct.append(ct * jnp.where(near, (mass - q) - mass * others, mass * p - q))

@@ -200,8 +200,9 @@ def test_tests_explain_their_skips():
         (suppressions, {"maps.py": "x = 1  # noqa"}),
         (suppressions, {"maps.py": "x = 1  # type: ignore"}),
         (unfinished, {"maps.py": "# TODO"}),
-        # These two marks skip nothing: they are texts without a reason, which the rule must object to.
+        # Nothing is skipped by this text: it has no reason, and the rule must object to it.
         (unexplained_skips, {"maps.py": "@pytest.mark.xfail\ndef f(): ..."}),
+        # Nor by this one, for the same purpose.
         (unexplained_skips, {"maps.py": "@pytest.mark.skipif(True)\ndef f(): ..."}),
     ],
 )
