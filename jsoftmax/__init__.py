@@ -1,5 +1,6 @@
 """Softmax, and everything that is trained through it."""
 
+from jsoftmax import hierarchical as hierarchical
 from jsoftmax import losses as losses
 from jsoftmax.autodiff import custom_vjp as custom_vjp
 from jsoftmax.dense import cross_entropy as cross_entropy

@@ -49,8 +49,10 @@ def axes(function: str, axis: Axis | None, ndim: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def labels(function: str, logits: Shape, batch: Shape, y: Any) -> bool:
-    """Checks labels against logits; returns whether they are class indices."""
+def labels(function: str, logits: Shape, batch: Shape, y: Any, match: str | None = None) -> bool:
+    """Checks labels against logits, or what stands for them; returns whether they are class indices."""
+    like = "like logits" if match is None else f"to match {match}"
+    match = f"logits {list(logits)}" if match is None else match
     dtype, shape = jnp.result_type(y), jnp.shape(y)
     if jnp.issubdtype(dtype, jnp.integer):
         if shape != batch:
@@ -63,8 +65,8 @@ def labels(function: str, logits: Shape, batch: Shape, y: Any) -> bool:
                 else "pass one class index per row."
             )
             raise ValueError(
-                f"{function}: labels must have shape [*batch] = {list(batch)} to match logits "
-                f"{list(logits)}, got {list(shape)}; {hint}"
+                f"{function}: labels must have shape [*batch] = {list(batch)} to match {match}, "
+                f"got {list(shape)}; {hint}"
             )
         return True
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -80,7 +82,7 @@ def labels(function: str, logits: Shape, batch: Shape, y: Any) -> bool:
     if shape != logits:
         raise ValueError(
             f"{function}: labels that are distributions must have shape [*batch, classes] = "
-            f"{list(logits)} like logits, got {list(shape)}; broadcast them explicitly."
+            f"{list(logits)} {like}, got {list(shape)}; broadcast them explicitly."
         )
     return False
 
@@ -155,6 +157,76 @@ def class_vector(function: str, name: str, shape: Shape, logits: Shape) -> None:
             f"{function}: {name} must have shape [classes] = {list(logits[-1:])} to match logits "
             f"{list(logits)}, got {list(shape)}; one value per class."
         )
+
+
+def vector(function: str, name: str, x: Any, axis: str, size: int) -> None:
+    """Refuses what is not one floating number for each of something."""
+    number_like(function, name, x)
+    if jnp.shape(x) != (size,):
+        raise ValueError(
+            f"{function}: {name} must have shape [{axis}] = [{size}], got {list(jnp.shape(x))}; "
+            "one value each."
+        )
+
+
+def rows_of(
+    function: str, name: str, hidden: Array, kernel_name: str, kernel: Array, axes: str, rows: int
+) -> None:
+    """Refuses hidden vectors, and a kernel of a row for each score, that do not fit each other."""
+    floating(function, name, hidden)
+    floating(function, kernel_name, kernel)
+    if hidden.ndim == 0:
+        raise ValueError(
+            f"{function}: {name} must have shape [*batch, features], got []; the last axis holds the "
+            "features."
+        )
+    expected = (rows, hidden.shape[-1])
+    if kernel.shape != expected:
+        hint = "transpose it." if kernel.shape == expected[::-1] else "it is gathered by rows."
+        raise ValueError(
+            f"{function}: {kernel_name} must have shape {axes} = {list(expected)} to match {name} "
+            f"{list(hidden.shape)}, got {list(kernel.shape)}; {hint}"
+        )
+
+
+def known_vector(function: str, name: str, x: Any, each: str, axis: str) -> np.ndarray:
+    """What is a vector known before tracing, on the host; refuses anything else."""
+    try:
+        vector = np.asarray(x)
+    except jax.errors.TracerArrayConversionError:
+        raise TypeError(
+            f"{function}: {name} must be known before tracing, got a traced array; make the tree "
+            "outside and pass it as an argument."
+        ) from None
+    if vector.ndim != 1:
+        raise ValueError(
+            f"{function}: {name} must have shape [{axis}], got {list(vector.shape)}; pass one number "
+            f"per {each}."
+        )
+    return vector
+
+
+def key(function: str, x: Any) -> Array:
+    """A key of `jax.random`, typed or raw; refuses anything else, several keys among them."""
+    keys = x if isinstance(x, jax.Array) else jnp.asarray(x)
+    typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    if not typed and keys.dtype != jnp.uint32:
+        raise TypeError(
+            f"{function}: key must be a key of jax.random, got {keys.dtype}{list(keys.shape)}; make "
+            "one with jax.random.key(seed)."
+        )
+    if keys.ndim != (0 if typed else 1):
+        raise ValueError(
+            f"{function}: key must be one key, got {keys.dtype}{list(keys.shape)}; map over several "
+            "with jax.vmap."
+        )
+    return keys
+
+
+def indices_only(function: str, name: str, y: Array, remedy: str) -> None:
+    """Refuses distributions where something is about class indices."""
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise ValueError(f"{function}: {name} must have an integer dtype, got {y.dtype}; {remedy}")
 
 
 def one_of(function: str, name: str, x: Any, known: Sequence[str]) -> None:

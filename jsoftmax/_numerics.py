@@ -11,7 +11,9 @@ tied maxima keep their `exp(0)` terms, whose value is 1 and whose derivative is 
 Imports `_typing`.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -49,6 +51,28 @@ def sharded_like(x: Array, like: Array) -> Array:
     """`x` laid out as `like` on a mesh with explicit axes; elsewhere `x`."""
     sharding = jax.typeof(like).sharding
     return x if jax.typeof(x).sharding.spec == sharding.spec else jax.sharding.reshard(x, sharding)
+
+
+def by_rows(
+    function: Callable[..., Any],
+    results: Callable[[Any], Any] = lambda rows: rows,
+    trailing: int = 1,
+) -> Callable[..., Any]:
+    """Makes `function(x, …)`, which gathers, work on a mesh with explicit axes too.
+
+    A gather cannot say there how its result lies: XLA finds out, and only the results are laid out,
+    as the rows of `x` or as `results` says. All but the `trailing` axes of `x` are rows.
+    """
+
+    @functools.wraps(function)
+    def wrapped(x: Array, *others: Any, **static: Any) -> Any:
+        spec, whole = jax.typeof(x).sharding.spec, functools.partial(function, **static)
+        rows = jax.sharding.PartitionSpec(*spec[: x.ndim - trailing])
+        if any(rows):
+            whole = jax.sharding.auto_axes(whole, out_sharding=results(rows))
+        return whole(x, *others)
+
+    return wrapped
 
 
 def row(x: Array) -> Array:

@@ -35,7 +35,7 @@ def specs(case: Case, rows: str | None, classes: str | None) -> dict[str, P]:
     def spec(name: str, x: np.ndarray) -> P:
         axes = [rows] if case.rowwise(name) else []
         axes += [classes] if case.has_classes(name) else []
-        return P(*axes) if len(axes) == x.ndim else P()
+        return P(*axes) if case.rowwise(name) or len(axes) == x.ndim else P()
 
     return {name: spec(name, x) for name, x in case.inputs().items()}
 

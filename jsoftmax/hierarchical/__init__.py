@@ -1,0 +1,22 @@
+"""Many classes for the price of few: a softmax over a tree.
+
+The work for a label is the length of its way from the root, not the number of classes.
+"""
+
+from jsoftmax.hierarchical.build import balanced_tree as balanced_tree
+from jsoftmax.hierarchical.build import huffman_tree as huffman_tree
+from jsoftmax.hierarchical.build import two_level_tree as two_level_tree
+from jsoftmax.hierarchical.loss import hierarchical_cross_entropy as hierarchical_cross_entropy
+from jsoftmax.hierarchical.loss import hierarchical_log_softmax as hierarchical_log_softmax
+from jsoftmax.hierarchical.loss import node_log_probs as node_log_probs
+from jsoftmax.hierarchical.relatives import smooth_over_tree as smooth_over_tree
+from jsoftmax.hierarchical.relatives import tree_distance as tree_distance
+from jsoftmax.hierarchical.row_optimizers import row_adagrad as row_adagrad
+from jsoftmax.hierarchical.row_optimizers import row_adam as row_adam
+from jsoftmax.hierarchical.row_optimizers import row_sgd as row_sgd
+from jsoftmax.hierarchical.rows import apply_row_updates as apply_row_updates
+from jsoftmax.hierarchical.rows import row_gradients as row_gradients
+from jsoftmax.hierarchical.taxonomies import NamedTree as NamedTree
+from jsoftmax.hierarchical.taxonomies import tree_from_names as tree_from_names
+from jsoftmax.hierarchical.taxonomies import tree_from_parents as tree_from_parents
+from jsoftmax.hierarchical.tree import Tree as Tree

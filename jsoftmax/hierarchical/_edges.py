@@ -1,0 +1,181 @@
+"""Scores of a tree's rows, and the log-probabilities of its edges made of them.
+
+An edge is the step from a node into a child; a node's probability is the product over the edges on
+its path. Two ways to walk: `path`, the few edges that a label needs, whose rows are gathered; and
+`everywhere`, all edges at once from one matmul. Levels whose rows are few are scored for all examples
+by a matmul on the path too: they are the front of `node_kernel`.
+
+Positions are breadth-first, as `Tree` numbers them.
+
+Imports `tree`, `losses.logistic`, `dense`, `maps`, `autodiff`, `_numerics`.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jsoftmax._numerics import accumulator
+from jsoftmax._typing import Array
+from jsoftmax.autodiff import custom_vjp
+from jsoftmax.dense import cross_entropy
+from jsoftmax.hierarchical.tree import Tree
+from jsoftmax.losses.logistic import logistic_cost
+from jsoftmax.maps import log_softmax
+
+# A row gathered, with its gradient, costs an example as much as so many rows of a matmul.
+_GATHERED = 8
+
+
+def all_scores(hidden: Array, kernel: Array, bias: Array | None) -> Array:
+    """The scores of all rows, `[*batch, rows]`, of `accumulator` dtype."""
+    dtype = accumulator(hidden.dtype)
+    scores = jnp.matmul(hidden, kernel.T, preferred_element_type=dtype)
+    return scores if bias is None else scores + bias.astype(dtype)
+
+
+@functools.partial(custom_vjp, nondiff_argnums=(4,))
+def some_scores(hidden: Array, kernel: Array, bias: Array | None, rows: Array, front: int) -> Array:
+    """The scores of the first `front` rows and of `rows` `[n, some]`: `[n, front + some]`.
+
+    Its rule keeps its arguments alone, not the gathered rows.
+    """
+    dtype = accumulator(hidden.dtype)
+    parts = [jnp.einsum("nf,nrf->nr", hidden, kernel[rows], preferred_element_type=dtype)]
+    if bias is not None:
+        parts[0] += bias[rows].astype(dtype)
+    if front:
+        head = None if bias is None else bias[:front]
+        parts.insert(0, all_scores(hidden, kernel[:front], head))
+    return jnp.concatenate(parts, axis=-1)
+
+
+def hidden_gradient(ct: Array, kernel: Array, rows: Array, front: int) -> Array:
+    """The gradient of the hidden vectors from that of `some_scores`, in its dtype."""
+    gathered = kernel[rows].astype(ct.dtype)
+    return ct[:, :front] @ kernel[:front].astype(ct.dtype) + jnp.einsum(
+        "nr,nrf->nf", ct[:, front:], gathered
+    )
+
+
+def touched(ct: Array, hidden: Array, rows: Array, front: int) -> tuple[Array, Array]:
+    """The rows that `some_scores` read, `[touched]`, some of them often, and a share for each."""
+    wide = hidden.astype(ct.dtype)
+    shared = ct[:, :front].T @ wide
+    own = ct[:, front:, None] * wide[:, None, :]
+    return (
+        jnp.concatenate([jnp.arange(front, dtype=rows.dtype), rows.reshape(-1)]),
+        jnp.concatenate([shared, own.reshape(-1, hidden.shape[-1])]),
+    )
+
+
+def _some_scores_bwd(front: int, residuals: Any, ct: Array) -> tuple[Any, ...]:
+    hidden, kernel, bias, rows = residuals
+    at, values = touched(ct, hidden, rows, front)
+    d_kernel = jnp.zeros(kernel.shape, ct.dtype).at[at].add(values)
+    d_bias = None
+    if bias is not None:
+        _, numbers = touched(ct, jnp.ones((hidden.shape[0], 1), ct.dtype), rows, front)
+        d_bias = jnp.zeros(bias.shape, ct.dtype).at[at].add(numbers[:, 0])
+    return hidden_gradient(ct, kernel, rows, front), d_kernel, d_bias, None
+
+
+some_scores.defvjp(
+    lambda hidden, kernel, bias, rows, front: (
+        some_scores(hidden, kernel, bias, rows, front),
+        (hidden, kernel, bias, rows),
+    ),
+    _some_scores_bwd,
+)
+
+
+def path(tree: Tree, position: Array) -> Array:
+    """The positions on the way from the root to a node: `[*batch, depth]`, 0 behind its end."""
+
+    def step(at: Array, level_start: Array) -> tuple[Array, Array]:
+        here = at >= level_start
+        return jnp.where(here, tree.above[at], at), jnp.where(here, at, 0)
+
+    starts = jnp.asarray(tree.level_ends[:-1], jnp.int32)
+    return jnp.moveaxis(jax.lax.scan(step, position, starts, reverse=True)[1], 0, -1)
+
+
+def along(tree: Tree, position: Array) -> tuple[Array, int, Callable[[Array], Array]]:
+    """How to score the ways from the root to some nodes, `[n]`.
+
+    Returns:
+        The `rows` and the `front` for `some_scores`, and a function from those scores to `−log p` of
+        each node, `[n]`.
+    """
+    steps = path(tree, position)
+    valid = steps > 0
+    ends = [(end - 1) // (2 if tree.binary else 1) for end in tree.level_ends]
+    gathered = [1 if tree.binary else width for width in tree.widths]
+    shared = 0
+    while shared < tree.depth and ends[shared + 1] - ends[shared] <= _GATHERED * gathered[shared]:
+        shared += 1
+    front = ends[shared]
+
+    if tree.binary:
+        rows = jnp.where(valid, (steps - 1) // 2, 0)
+
+        def cost(scores: Array) -> Array:
+            known = jnp.take_along_axis(scores, rows[:, :shared], axis=1)
+            known = jnp.concatenate([known, scores[:, front:]], axis=1)
+            first = (steps % 2).astype(scores.dtype)
+            return jnp.sum(jnp.where(valid, logistic_cost(known, first), 0), axis=1)
+
+        return rows[:, shared:], front, cost
+
+    parents = jnp.concatenate([jnp.zeros_like(steps[:, :1]), steps[:, :-1]], axis=1)
+    first, end = tree.offsets[parents], tree.offsets[parents + 1]
+    brothers = first[..., None] + jnp.arange(max(tree.widths), dtype=jnp.int32)
+    real = brothers < end[..., None]
+    rows = jnp.where(real & valid[..., None], brothers - 1, 0)
+
+    def cost(scores: Array) -> Array:
+        start, levels = front, []
+        for level, width in enumerate(tree.widths):
+            if level < shared:
+                known = jnp.take_along_axis(scores[:, :front], rows[:, level], axis=1)
+            else:
+                start, known = start + width, scores[:, start : start + width]
+            levels.append(jnp.pad(known, ((0, 0), (0, rows.shape[2] - known.shape[1]))))
+        chosen = jnp.where(valid, steps - first, 0)
+        edges = cross_entropy(jnp.stack(levels, axis=1), chosen, where=real)
+        return jnp.sum(jnp.where(valid, edges, 0), axis=1)
+
+    gather = [rows[:, level, : tree.widths[level]] for level in range(shared, tree.depth)]
+    return jnp.concatenate([rows[:, 0, :0], *gather], axis=1), front, cost
+
+
+def everywhere(scores: Array, tree: Tree) -> Array:
+    """The log-probabilities of all edges, `[*batch, nodes − 1]`, from `all_scores`."""
+    if tree.binary:
+        both = jnp.stack([-logistic_cost(scores, jnp.ones_like(scores)),
+                          -logistic_cost(scores, jnp.zeros_like(scores))], axis=-1)  # fmt: skip
+        return both.reshape(*scores.shape[:-1], tree.num_nodes - 1)
+    start, edges = 0, []
+    for families, width in tree.groups:
+        parents = tree.families[start : start + families]
+        start += families
+        children = tree.offsets[parents, None] + jnp.arange(width, dtype=jnp.int32)
+        real = children < tree.offsets[parents + 1, None]
+        known = scores[..., jnp.where(real, children, 1) - 1]
+        logs = log_softmax(known, where=real)
+        edges.append(logs.reshape(*scores.shape[:-1], families * width))
+    return jnp.concatenate(edges, axis=-1)[..., tree.slots]
+
+
+def descend(edges: Array, tree: Tree) -> Array:
+    """The log-probabilities of all nodes by position, `[*batch, nodes]`, level by level."""
+    levels = [jnp.zeros((*edges.shape[:-1], 1), edges.dtype)]
+    before = 0
+    for start, end in itertools.pairwise(tree.level_ends):
+        parents = tree.above[start:end] - before
+        levels.append(levels[-1][..., parents] + edges[..., start - 1 : end - 1])
+        before = start
+    return jnp.concatenate(levels, axis=-1)

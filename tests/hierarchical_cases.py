@@ -1,0 +1,81 @@
+"""The cases of `jsoftmax.hierarchical` in the conformance table."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from jsoftmax import hierarchical
+from tests import hierarchical_formulas as formulas
+from tests.cases import IGNORED, ROWS, Case, Draw, distributions, indices, number, per_class, per_row
+
+FEATURES = 3
+# Six classes below a binary tree, whose first levels are scored for all rows, and below a wide one.
+BINARY = (-1, 0, 0, 1, 1, 2, 2, 3, 3, 7, 7)
+WIDE = (-1, 0, 0, 0, 1, 1, 2, 2, 3, 3)
+KNOWN = {BINARY: hierarchical.tree_from_parents(BINARY), WIDE: hierarchical.tree_from_parents(WIDE)}
+
+
+def hidden(rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal((ROWS, FEATURES)).astype(np.float32)
+
+
+def kernel(rows: int) -> Draw:
+    return lambda rng: rng.standard_normal((rows, FEATURES)).astype(np.float32)
+
+
+def bias(rows: int) -> Draw:
+    return lambda rng: rng.standard_normal(rows).astype(np.float32)
+
+
+def on_tree(name: str, parents: tuple[int, ...], **more: Any) -> dict[str, Any]:
+    """The function on a tree, its formula there, and what both need."""
+    options = more.pop("options", {})
+    rows = KNOWN[parents].num_rows
+    return {
+        "call": functools.partial(getattr(hierarchical, name), tree=KNOWN[parents], **options),
+        "reference": functools.partial(getattr(formulas, name), parents=parents, **options),
+        "draws": {"hidden": hidden, "node_kernel": kernel(rows), "node_bias": bias(rows), **more},
+    }
+
+
+HIERARCHICAL = (
+    Case(
+        "hierarchical_cross_entropy_binary",
+        **on_tree(
+            "hierarchical_cross_entropy",
+            BINARY,
+            labels=indices,
+            class_weights=per_class(0.5, 2.0),
+            options={"ignore_index": IGNORED},
+        ),
+    ),
+    Case(
+        "hierarchical_cross_entropy_wide",
+        **on_tree("hierarchical_cross_entropy", WIDE, labels=indices),
+    ),
+    Case(
+        "hierarchical_cross_entropy_soft",
+        **on_tree(
+            "hierarchical_cross_entropy",
+            BINARY,
+            labels=distributions,
+            class_weights=per_class(0.5, 2.0),
+        ),
+    ),
+    Case(
+        "hierarchical_log_softmax",
+        **on_tree("hierarchical_log_softmax", WIDE),
+        output="classes",
+    ),
+    Case("node_log_probs", **on_tree("node_log_probs", WIDE), output="classes"),
+    Case(
+        "smooth_over_tree",
+        functools.partial(hierarchical.smooth_over_tree, tree=KNOWN[WIDE]),
+        functools.partial(formulas.smooth_over_tree, parents=WIDE),
+        {"smoothing": per_row(0.1, 0.3), "decay": number(0.5, 1.5), "labels": indices},
+        output="classes",
+    ),
+)
