@@ -70,6 +70,13 @@ HIERARCHICAL = (
         **on_tree("hierarchical_log_softmax", WIDE),
         output="classes",
     ),
+    Case(
+        "top_k",
+        lambda **given: hierarchical.top_k(tree=KNOWN[BINARY], k=4, beam=2, exact=True, **given)[0],
+        functools.partial(formulas.top_log_probs, parents=BINARY, k=4),
+        {"hidden": hidden, "node_kernel": kernel(5), "node_bias": bias(5)},
+        output="classes",
+    ),
     Case("node_log_probs", **on_tree("node_log_probs", WIDE), output="classes"),
     Case(
         "smooth_over_tree",

@@ -58,6 +58,13 @@ def hierarchical_log_softmax(
     return found[..., jnp.array(leaves(parents))]
 
 
+def top_log_probs(
+    hidden: Any, node_kernel: Any, parents: Sequence[int], k: int, *, node_bias: Any = None
+) -> Any:
+    found = hierarchical_log_softmax(hidden, node_kernel, parents, node_bias=node_bias)
+    return -jnp.sort(-found, axis=-1)[..., :k]
+
+
 def hierarchical_cross_entropy(
     hidden: Any,
     node_kernel: Any,

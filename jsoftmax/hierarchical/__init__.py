@@ -6,6 +6,11 @@ The work for a label is the length of its way from the root, not the number of c
 from jsoftmax.hierarchical.build import balanced_tree as balanced_tree
 from jsoftmax.hierarchical.build import huffman_tree as huffman_tree
 from jsoftmax.hierarchical.build import two_level_tree as two_level_tree
+from jsoftmax.hierarchical.decoding import Greedy as Greedy
+from jsoftmax.hierarchical.decoding import TopK as TopK
+from jsoftmax.hierarchical.decoding import greedy as greedy
+from jsoftmax.hierarchical.decoding import sample as sample
+from jsoftmax.hierarchical.decoding import top_k as top_k
 from jsoftmax.hierarchical.loss import hierarchical_cross_entropy as hierarchical_cross_entropy
 from jsoftmax.hierarchical.loss import hierarchical_log_softmax as hierarchical_log_softmax
 from jsoftmax.hierarchical.loss import node_log_probs as node_log_probs
