@@ -189,14 +189,16 @@ def rows_of(
         )
 
 
-def known_vector(function: str, name: str, x: Any, each: str, axis: str) -> np.ndarray:
+def known_vector(
+    function: str, name: str, x: Any, each: str, axis: str, made: str = "tree"
+) -> np.ndarray:
     """What is a vector known before tracing, on the host; refuses anything else."""
     try:
         vector = np.asarray(x)
     except jax.errors.TracerArrayConversionError:
         raise TypeError(
-            f"{function}: {name} must be known before tracing, got a traced array; make the tree "
-            "outside and pass it as an argument."
+            f"{function}: {name} must be known before tracing, got a traced array; make the "
+            f"{made} outside and pass it as an argument."
         ) from None
     if vector.ndim != 1:
         raise ValueError(

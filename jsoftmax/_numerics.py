@@ -66,9 +66,10 @@ def by_rows(
 
     @functools.wraps(function)
     def wrapped(x: Array, *others: Any, **static: Any) -> Any:
-        spec, whole = jax.typeof(x).sharding.spec, functools.partial(function, **static)
-        rows = jax.sharding.PartitionSpec(*spec[: x.ndim - trailing])
-        if any(rows):
+        specs = [jax.typeof(leaf).sharding.spec for leaf in jax.tree.leaves((x, others))]
+        whole = functools.partial(function, **static)
+        if any(map(any, specs)):
+            rows = jax.sharding.PartitionSpec(*specs[0][: x.ndim - trailing])
             whole = jax.sharding.auto_axes(whole, out_sharding=results(rows))
         return whole(x, *others)
 

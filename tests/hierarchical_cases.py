@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jsoftmax import hierarchical
 from tests import hierarchical_formulas as formulas
-from tests.cases import IGNORED, ROWS, Case, Draw, distributions, indices, number, per_class, per_row
+from tests.cases import (
+    CLASSES,
+    IGNORED,
+    ROWS,
+    Case,
+    Draw,
+    distributions,
+    indices,
+    number,
+    per_class,
+    per_row,
+)
 
 FEATURES = 3
 # Six classes below a binary tree, whose first levels are scored for all rows, and below a wide one.
@@ -41,7 +56,72 @@ def on_tree(name: str, parents: tuple[int, ...], **more: Any) -> dict[str, Any]:
     }
 
 
+# Of an adaptive softmax with three classes in the head, a cluster of two and one of one.
+COUNTS, CUTOFFS = (1, 7, 9, 5, 4, 2), (3, 5)
+# Two of one class, one a label of some rows.
+DRAWN = (1, 4, 4)
+
+
+def sampled(name: str, objective: Callable[..., Any]) -> Case:
+    def call(**given: Any) -> Any:
+        rate = jnp.log(jnp.asarray(len(DRAWN), jnp.result_type(float)))
+        drawn = jnp.array(DRAWN, jnp.int32)
+        negatives = hierarchical.Negatives(drawn, rate, hierarchical.LogUniform(CLASSES), True)
+        return getattr(hierarchical, name)(negatives=negatives, ignore_index=IGNORED, **given)
+
+    return Case(
+        name,
+        call,
+        functools.partial(objective, drawn=DRAWN, ignore_index=IGNORED),
+        {
+            "hidden": hidden,
+            "class_kernel": kernel(CLASSES),
+            "labels": indices,
+            "bias": bias(CLASSES),
+            "class_weights": per_class(0.5, 2.0),
+        },
+    )
+
+
+def adaptive(name: str, output: str, **more: Any) -> Case:
+    """On parameters that come one by one."""
+    template = hierarchical.adaptive_init(
+        jax.random.key(0), FEATURES, CLASSES, CUTOFFS, counts=COUNTS, division=1.5, head_bias=True
+    )
+
+    def call(
+        hidden: Any, head_kernel: Any, head_bias: Any, projections: Any, tails: Any, **options: Any
+    ) -> Any:
+        params = dataclasses.replace(
+            template,
+            head_kernel=head_kernel,
+            head_bias=head_bias,
+            projections=(projections[:, :2], projections[:, 2:]),
+            tail_kernels=(tails[:4].reshape(2, 2), tails[4:].reshape(1, 1)),
+        )
+        return getattr(hierarchical, name)(hidden, params, **options)
+
+    return Case(
+        name,
+        call,
+        functools.partial(getattr(formulas, name), order=tuple(np.argsort(-np.array(COUNTS)).tolist())),
+        {
+            "hidden": hidden,
+            "head_kernel": lambda rng: rng.standard_normal((FEATURES, 5)).astype(np.float32),
+            "head_bias": bias(5),
+            "projections": lambda rng: rng.standard_normal((FEATURES, 3)).astype(np.float32),
+            "tails": bias(5),
+            **more,
+        },
+        output=output,
+    )
+
+
 HIERARCHICAL = (
+    adaptive("adaptive_cross_entropy", "rows", labels=indices, class_weights=per_class(0.5, 2.0)),
+    adaptive("adaptive_log_softmax", "classes"),
+    sampled("sampled_cross_entropy", formulas.sampled_cross_entropy),
+    sampled("noise_contrastive_loss", formulas.noise_contrastive_loss),
     Case(
         "hierarchical_cross_entropy_binary",
         **on_tree(

@@ -94,3 +94,71 @@ def smooth_over_tree(labels: Any, smoothing: Any, decay: Any, parents: Sequence[
     weights = jnp.where(is_label, 0, jnp.exp(-decay * distances))
     shares = smoothing[..., None] * weights / jnp.sum(weights, axis=-1, keepdims=True)
     return jnp.where(is_label, 1 - smoothing[..., None], shares)
+
+
+def _sampled_scores(
+    hidden: Any, class_kernel: Any, labels: Any, bias: Any, drawn: Sequence[int]
+) -> tuple[Any, Any, Any]:
+    """Corrected scores of the label, not corrected ones, and those of the classes drawn."""
+    z = hidden @ class_kernel.T + bias
+    rank = jnp.arange(z.shape[-1], dtype=z.dtype)
+    counts = len(drawn) * jnp.log((rank + 2) / (rank + 1)) / jnp.log(z.shape[-1] + 1.0).astype(z.dtype)
+    corrected = z - jnp.log(counts)
+    of_label = (jnp.arange(z.shape[-1], dtype=labels.dtype) == labels[:, None]).astype(z.dtype)
+    return jnp.sum(of_label * corrected, -1), jnp.sum(of_label * z, -1), corrected[:, jnp.array(drawn)]
+
+
+def _weighted(loss: Any, labels: Any, class_weights: Any, ignore_index: int) -> Any:
+    return jnp.where(labels == ignore_index, 0, loss * class_weights[labels])
+
+
+def sampled_cross_entropy(
+    hidden: Any,
+    class_kernel: Any,
+    labels: Any,
+    bias: Any,
+    class_weights: Any,
+    drawn: Sequence[int],
+    ignore_index: int,
+) -> Any:
+    _, own, others = _sampled_scores(hidden, class_kernel, labels, bias, drawn)
+    counted = jnp.array(drawn, labels.dtype) != labels[:, None]
+    total = jnp.exp(own) + jnp.sum(jnp.where(counted, jnp.exp(others), 0), axis=-1)
+    return _weighted(jnp.log(total) - own, labels, class_weights, ignore_index)
+
+
+def noise_contrastive_loss(
+    hidden: Any,
+    class_kernel: Any,
+    labels: Any,
+    bias: Any,
+    class_weights: Any,
+    drawn: Sequence[int],
+    ignore_index: int,
+) -> Any:
+    own, _, others = _sampled_scores(hidden, class_kernel, labels, bias, drawn)
+    loss = jnp.log(1 + jnp.exp(-own)) + jnp.sum(jnp.log(1 + jnp.exp(others)), axis=-1)
+    return _weighted(loss, labels, class_weights, ignore_index)
+
+
+def _logs(z: Any) -> Any:
+    return z - jnp.log(jnp.sum(jnp.exp(z), axis=-1, keepdims=True))
+
+
+def adaptive_log_softmax(
+    hidden: Any, head_kernel: Any, head_bias: Any, projections: Any, tails: Any, order: Sequence[int]
+) -> Any:
+    """Three classes in the head, two in a cluster of two features and one in one of one feature."""
+    head = _logs(hidden @ head_kernel + head_bias)
+    first = head[:, 3:4] + _logs(hidden @ projections[:, :2] @ tails[:4].reshape(2, 2))
+    second = head[:, 4:5] + _logs(hidden @ projections[:, 2:] @ tails[4:].reshape(1, 1))
+    by_place = jnp.concatenate([head[:, :3], first, second], axis=-1)
+    return by_place[:, jnp.array([order.index(k) for k in range(len(order))])]
+
+
+def adaptive_cross_entropy(
+    hidden: Any, labels: Any, class_weights: Any, order: Sequence[int], **params: Any
+) -> Any:
+    logs = adaptive_log_softmax(hidden, **params, order=order)
+    own = jnp.arange(logs.shape[-1], dtype=labels.dtype) == labels[:, None]
+    return -jnp.sum(jnp.where(own, class_weights * logs, 0), axis=-1)

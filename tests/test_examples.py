@@ -298,7 +298,7 @@ def test_seed_decides_parameters_and_batches(sources: Path, tmp_path: Path):
     zero, one = (training.Run("dense", STEPS, VOCAB, seed, data.fingerprint) for seed in (0, 1))
 
     def start(run: Any) -> list[jax.Array]:
-        state = training.init_state(heads.HEADS["dense"], run, data.counts)
+        state = training.init_state(heads.HEADS["dense"](data.counts), run, data.counts)
         return [state["params"]["network"]["attention"], state["params"]["head"]["kernel"]]
 
     for array, other in zip(start(zero), start(one), strict=True):

@@ -526,6 +526,7 @@ def test_smoothing_of_what_is_no_class():
         assert (wrong[1] == 0).all()
 
 
+@pytest.mark.slow  # the conformance table has the modes in float32
 def test_derivatives_of_smoothing():
     with x64():
         tree = huffman_tree([5, 1, 1, 2, 9])

@@ -104,12 +104,13 @@ def row_gradients(
     )
 
 
-def _layout(rows: PartitionSpec) -> RowGradients:
+def gradients_layout(rows: PartitionSpec) -> RowGradients:
+    """How the gradients of sharded rows lie on a mesh with explicit axes."""
     return RowGradients(rows, rows, PartitionSpec(), PartitionSpec())
 
 
 @functools.partial(jax.jit, static_argnames="nodes")
-@functools.partial(by_rows, results=_layout)
+@functools.partial(by_rows, results=gradients_layout)
 def _row_gradients(
     hidden: Array,
     kernel: Array,

@@ -1,0 +1,176 @@
+"""The losses of the rows of one cluster, over tiles of rows and blocks of classes.
+
+What a loss needs of a row's logits `hidden @ kernel` are two numbers relative to their maximum: the
+label's gap, and the sum of the exponentials of the others. They are gathered block by block, so that
+no array of the size of the logits is ever stored, and made again for the backward pass. A tile of
+which no row is wanted is skipped: so a cluster that few rows are in is cheap, whatever the labels,
+with static shapes and in every AD mode. Under `vmap` over the labels nothing is skipped.
+
+Imports `dense`, `autodiff`, `_numerics`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jsoftmax._numerics import row
+from jsoftmax._typing import Array
+from jsoftmax.autodiff import custom_vjp
+from jsoftmax.dense import cross_entropy
+
+# A block of so many logits stays in the cache between the pass that makes it and those that read it.
+_ROWS, _COLUMNS = 64, 8192
+
+# Up to so many logits, all of them at once cost less than the loops.
+_FEW = 1 << 16
+
+
+def row_losses(hidden: Array, kernel: Array, labels: Array) -> Array:
+    """The cross-entropy of `hidden @ kernel`, one value per row.
+
+    Args:
+        hidden: `[rows, features]`, float32 or wider; the rows with a label should stand together.
+        kernel: `[features, classes]`.
+        labels: `[rows]`, int32; −1 for a row that is not wanted: its loss is 0, and it has no
+            gradient, whatever `hidden` holds.
+    """
+    logits = labels.size * kernel.shape[-1]
+    if isinstance(logits, int) and logits <= _FEW:
+        loss = cross_entropy(
+            _wanted(hidden, labels) @ kernel.astype(hidden.dtype), jnp.maximum(labels, 0)
+        )
+        return jnp.where(labels >= 0, loss, 0)
+    gap, others, _ = _row_numbers(hidden, kernel, labels)
+    # Two forms of one function. The first keeps all digits of the loss and of its gradient where the
+    # label dominates; the second cannot overflow where it is far below.
+    near = gap > -1
+    dominant = jnp.log1p(jnp.where(near, others * jnp.exp(-jnp.where(near, gap, 0)), 0))
+    gap, others = jnp.where(near, -1, gap), jnp.where(near, 1, others)
+    return jnp.where(near, dominant, jnp.log1p(others + jnp.expm1(gap)) - gap)
+
+
+@custom_vjp
+def _row_numbers(hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """`z_y − m`, `Σ exp(z_k − m)` over the other classes, and the maximum `m`, a constant."""
+    blocks, nothing = _blocks(kernel), _nothing(hidden, kernel)
+
+    def over_tile(x: Array, y: Array) -> tuple[Array, Array, Array]:
+        def over_block(so_far: tuple[Array, Array, Array], block: Any) -> tuple[Any, None]:
+            m, others, at_label = so_far
+            v, is_label, local = _logits(x, y, block, kernel.shape[-1])
+            top = jnp.maximum(m, jax.lax.stop_gradient(jnp.max(v, axis=-1)))
+            e = jnp.where(is_label, 0, jnp.exp(v - row(top)))
+            others = others * jnp.exp(m - top) + jnp.sum(e, axis=-1)
+            found = jnp.take_along_axis(v, row(jnp.clip(local, 0, v.shape[-1] - 1)), -1, mode="clip")
+            here = (local >= 0) & (local < v.shape[-1])
+            return (top, others, jnp.where(here, found[:, 0], at_label)), None
+
+        zero = jnp.full(y.shape, nothing)
+        start = (zero + jnp.finfo(zero.dtype).min, zero, zero)
+        (m, others, at_label), _ = jax.lax.scan(over_block, start, blocks)
+        return jnp.where(y >= 0, at_label - m, 0), jnp.where(y >= 0, others, 0), m
+
+    def tile(_: None, operands: tuple[Array, Array]) -> tuple[None, Any]:
+        x, y = operands
+        skipped = (jnp.full(y.shape, nothing),) * 3
+        return None, jax.lax.cond(jnp.any(y >= 0), over_tile, lambda *_: skipped, x, y)
+
+    _, numbers = jax.lax.scan(_lean(tile), None, (_tiles(hidden), _tiles(labels, -1)))
+    gap, others, m = (_rows(x, labels.shape[0]) for x in numbers)
+    return gap, others, m
+
+
+def _fwd(hidden: Array, kernel: Array, labels: Array) -> tuple[Any, Any]:
+    out = _row_numbers(hidden, kernel, labels)
+    return out, (hidden, kernel, labels, out[2])
+
+
+def _bwd(residuals: Any, cts: tuple[Array, Array, Array]) -> tuple[Any, ...]:
+    hidden, kernel, labels, m = residuals
+    nothing = _nothing(hidden, kernel, *cts[:2])
+    tiles = (_tiles(labels, -1), *map(_tiles, (hidden, m, *cts[:2])))
+
+    # Blocks outside, so that each block of the kernel's gradient is written once.
+    def over_block(d_hidden: Array, block: Any) -> tuple[Array, Array]:
+        def added(d_block: Array, y: Array, x: Array, m: Array, *cts: Array) -> tuple[Array, Array]:
+            v, is_label, _ = _logits(x, y, block, kernel.shape[-1])
+            ct_gap, ct_others = (row(jnp.where(y >= 0, ct, 0)) for ct in cts)
+            d = jnp.where(is_label, ct_gap, ct_others * jnp.exp(v - row(m)))
+            d_x = _dot(d, block[1].astype(d.dtype), 1, 1)
+            return d_block + _dot(_wanted(x, y), d, 0, 0), d_x
+
+        def skipped(d_block: Array, _: Array, x: Array, *__: Array) -> tuple[Array, Array]:
+            return d_block, jnp.full(x.shape, nothing)
+
+        def tile(d_block: Array, operands: Any) -> tuple[Array, Array]:
+            some = jnp.any(operands[0] >= 0)
+            return jax.lax.cond(some, _lean(added), skipped, d_block, *operands)
+
+        d_block, d_tiles = jax.lax.scan(_lean(tile), jnp.full(block[1].shape, nothing), tiles)
+        return d_hidden + d_tiles, d_block.astype(kernel.dtype)
+
+    start = jnp.full(tiles[1].shape, nothing)
+    d_hidden, d_blocks = jax.lax.scan(over_block, start, _blocks(kernel))
+    d_kernel = jnp.moveaxis(d_blocks, 0, 1).reshape(kernel.shape[0], -1)[:, : kernel.shape[-1]]
+    return _rows(d_hidden, labels.shape[0]), d_kernel, None
+
+
+_row_numbers.defvjp(_fwd, _bwd)
+
+
+def _lean(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step that keeps nothing but its arguments when a derivative takes its loop apart."""
+    return jax.checkpoint(step, prevent_cse=False)
+
+
+def _logits(x: Array, y: Array, block: Any, classes: int) -> tuple[Array, Array, Array]:
+    """The logits of a tile in a block, where its labels are among them, and their places."""
+    number, kernel = block
+    v = _dot(_wanted(x, y), kernel.astype(x.dtype), 1, 0)
+    size = kernel.shape[-1]
+    local = y - number * size
+    ids = jax.lax.broadcasted_iota(jnp.int32, v.shape, 1)
+    if classes % size:
+        v = jnp.where(ids < classes - number * size, v, -jnp.inf)
+    return v, ids == row(local), local
+
+
+def _wanted(x: Array, y: Array) -> Array:
+    """The rows, 0 for those without a label: 0 · NaN would reach the kernel's gradient."""
+    return jnp.where(row(y >= 0), x, 0)
+
+
+def _dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
+    return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())))
+
+
+def _blocks(kernel: Array) -> tuple[Array, Array]:
+    """The classes cut into numbered blocks of one size, the last padded: `[blocks, features, size]`."""
+    features, classes = kernel.shape
+    count = math.ceil(classes / _COLUMNS)
+    size = math.ceil(classes / count)
+    padded = jnp.pad(kernel, ((0, 0), (0, count * size - classes)))
+    return jnp.arange(count, dtype=jnp.int32), jnp.moveaxis(padded.reshape(features, count, size), 1, 0)
+
+
+def _tiles(x: Array, fill: int = 0) -> Array:
+    """Rows cut into tiles of one size, the last padded: `[tiles, size, …]`."""
+    rows = x.shape[0]
+    size = max(1, min(_ROWS, rows)) if isinstance(rows, int) else _ROWS
+    count = -(-rows // size)
+    spare = ((0, count * size - rows), *[(0, 0)] * (x.ndim - 1))
+    return jnp.pad(x, spare, constant_values=fill).reshape(count, size, *x.shape[1:])
+
+
+def _rows(x: Array, count: int) -> Array:
+    return x.reshape(-1, *x.shape[2:])[:count]
+
+
+def _nothing(*arrays: Array) -> Array:
+    """A zero that varies over every mesh axis that an array does, as the start of a loop must."""
+    dtype = arrays[0].dtype
+    zeros = (jnp.where(False, jnp.sum(x[:1]).astype(dtype), 0) for x in arrays)
+    return sum(zeros, jnp.zeros((), dtype))
