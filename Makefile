@@ -54,6 +54,7 @@ bench: .venv-bench/ready  ## accuracy and speed beside jax.nn, optax and torch (
 
 tpu-compile: .venv-tpu/ready  ## compile every public function with the TPU compiler (needs no TPU) and check its memory
 	@.venv-tpu/bin/python -m benchmarks.tpu_compile
+	@.venv-tpu/bin/python -m benchmarks.tpu_hierarchical
 
 clean:  ## remove the environments and everything built
 	rm -rf $(ENVIRONMENTS) docs/_build build dist .pytest_cache .ruff_cache .hypothesis

@@ -261,7 +261,8 @@ def left_out(names: list[str]) -> set[str]:
         for name, value in vars(module).items()
         if callable(value) and not inspect.isclass(value) and not name.startswith("_")
     }
-    # These two take no arrays: every_option and every derivative rule run them.
+    # These two take no arrays: every_option and every derivative rule run them. What is in
+    # `hierarchical` has a module of its own beside this.
     return public - compiled - {"chain", "custom_vjp"}
 
 
@@ -320,7 +321,8 @@ def line(record: dict) -> str:
     return " ".join(cells)
 
 
-def main() -> int:
+def described_chips() -> np.ndarray:
+    """The chips of a TPU that the compiler knows and this machine need not have."""
     # Without these the compiler looks for a TPU on this machine and for the cloud that it is in.
     os.environ.update(
         TPU_SKIP_MDS_QUERY="1",
@@ -328,7 +330,11 @@ def main() -> int:
         TPU_WORKER_HOSTNAMES="localhost",
     )
     jax.config.update("jax_platforms", "cpu")
-    chips = np.array(topologies.get_topology_desc(TOPOLOGY, "tpu").devices)
+    return np.array(topologies.get_topology_desc(TOPOLOGY, "tpu").devices)
+
+
+def main() -> int:
+    chips = described_chips()
     meshes = {
         layout: Mesh(chips.reshape(-1) if sharded else chips[:1], (AXIS,))
         for layout, sharded in LAYOUTS.items()
