@@ -4,8 +4,9 @@ PYTHON ?= python3
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-# `make bench TORCH=` leaves torch out, and its column empty.
+# `make bench TORCH= GENSIM=` leaves these out.
 TORCH ?= torch==2.13.0
+GENSIM ?= gensim==4.4.0
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -13,12 +14,12 @@ ENVIRONMENTS = .venv .venv-oldest .venv-bench .venv-tpu
 IN_VENV = .venv/bin/python
 PYTEST = -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: help demo test test-slow test-oldest lint format doctest docs bench tpu-compile clean
+.PHONY: help demo test test-slow test-oldest lint format doctest docs bench bench-hierarchical tpu-compile clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: .venv/ready-examples  ## train the language model example (DEMO_ARGS="--steps 60" for a short one)
 	@$(IN_VENV) examples/language_model.py $(DEMO_ARGS)
@@ -52,6 +53,11 @@ bench: .venv-bench/ready  ## accuracy and speed beside jax.nn, optax and torch (
 	@.venv-bench/bin/python -m benchmarks.accuracy $(BENCH_ARGS)
 	@.venv-bench/bin/python -m benchmarks.speed $(BENCH_ARGS)
 
+bench-hierarchical: .venv-bench/ready  ## trees and adaptive softmax beside a full softmax, torch and gensim
+	@.venv-bench/bin/python -m benchmarks.hierarchical $(BENCH_ARGS)
+	@.venv-bench/bin/python -m benchmarks.adaptive $(BENCH_ARGS)
+	@test -z "$(GENSIM)" || .venv-bench/bin/python -m benchmarks.gensim_updates $(BENCH_ARGS)
+
 tpu-compile: .venv-tpu/ready  ## compile every public function with the TPU compiler (needs no TPU) and check its memory
 	@.venv-tpu/bin/python -m benchmarks.tpu_compile
 	@.venv-tpu/bin/python -m benchmarks.tpu_hierarchical
@@ -79,6 +85,8 @@ clean:  ## remove the environments and everything built
 	@.venv-bench/bin/python -m pip install --quiet --editable .
 	@test -z "$(TORCH)" || .venv-bench/bin/python -m pip install --quiet $(TORCH) \
 	  || echo "$(TORCH) does not install here: its column stays empty"
+	@.venv-bench/bin/python -m pip install --quiet matplotlib $(GENSIM) \
+	  || echo "$(GENSIM) does not install here: make bench-hierarchical GENSIM= goes without"
 	@touch $@
 
 # The TPU compiler is 480 MB and noisy on a machine without a TPU, so no other target shares its environment.

@@ -177,7 +177,11 @@ def draw(path: Path, results: dict[str, dict[str, Any]]) -> None:
         known = [(int(size), r["ms"][name]) for size, r in results.items() if name in r["ms"]]
         axes.loglog(*zip(*known, strict=True), "o-", color=color, label=label, linewidth=2)
         axes.annotate(
-            f"{known[-1][1]:.3g} ms", known[-1], (6, 6), textcoords="offset points", color=color
+            f"{known[-1][1]:,.0f} ms" if known[-1][1] > 10 else f"{known[-1][1]:.1f} ms",
+            known[-1],
+            (6, 6),
+            textcoords="offset points",
+            color=color,
         )
     axes.set_xlabel("classes")
     axes.set_ylabel("milliseconds a step")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -458,6 +459,7 @@ PARAMS = made()
 NOT_PARAMS: Any = {}
 HIDDEN = jnp.zeros((2, 3, FEATURES))
 LABELS = jnp.zeros((2, 3), jnp.int32)
+SMALL = adaptive_init(jax.random.key(0), 4, 6, (2,))
 ERRORS = [
     (
         lambda: adaptive_cross_entropy(HIDDEN[..., :5], PARAMS, LABELS),
@@ -470,6 +472,12 @@ ERRORS = [
         TypeError,
         "adaptive_cross_entropy: hidden must have a floating dtype, got int32; "
         "convert with hidden.astype(jnp.float32).",
+    ),
+    (
+        lambda: adaptive_log_softmax(jnp.ones((2, 4)), dataclasses.replace(SMALL, cutoffs=(3,))),
+        ValueError,
+        "adaptive_log_softmax: params must have arrays of shapes [(4, 4), (4, 1), (1, 3)] to match "
+        "cutoffs (3,) of 6 classes, got [(4, 3), (4, 1), (1, 4)]; make them anew with adaptive_init.",
     ),
     (
         lambda: adaptive_log_softmax(HIDDEN, NOT_PARAMS),

@@ -321,3 +321,48 @@ def test_bad_number_is_one_clear_line(
     assert len(lines) == 1
     assert lines[0].startswith(f"language_model.py: error: {name} must be at least")
     assert lines[0].endswith(f"got {given}")
+
+
+@pytest.mark.parametrize("name", ["hierarchical", "adaptive", "sampled"])
+def test_head_for_many_words_learns_and_is_scored_by_all_log_probabilities(
+    name: str, sources: Path, tmp_path: Path
+):
+    heads = importlib.import_module("_heads")
+    data = corpus.load(sources, VOCAB, tmp_path / "corpus.npz")
+    head = heads.HEADS[name](data.counts)
+    labels = data.train[:200]
+    hidden = np.random.default_rng(0).normal(size=(200, 96)).astype("f4")
+    params = head.init(jax.random.key(0), 96, data.counts)
+    losses = []
+    step = jax.jit(jax.value_and_grad(head.mean_loss))
+    for _ in range(15):
+        loss, gradients = step(params, hidden, labels)
+        params = jax.tree.map(lambda x, g: x - 0.5 * g, params, gradients)
+        losses.append(float(loss))
+    assert losses[-1] < 0.8 * losses[0]
+    nll, correct = head.scores(params, hidden, labels)
+    logits = np.asarray(head.logits(params, hidden), np.float64)
+    log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    np.testing.assert_allclose(nll, -log_p[np.arange(200), labels], rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(correct, log_p.argmax(axis=-1) == labels)
+    if name != "sampled":
+        # What it is trained with is what it is scored with.
+        mean = float(jax.numpy.mean(nll))
+        assert float(head.mean_loss(params, hidden, labels)) == pytest.approx(mean, rel=1e-4)
+
+
+def test_heads_are_compared(sources: Path, environment: dict[str, str], tmp_path: Path):
+    script = [sys.executable, "-W", "error", str(EXAMPLES / "compare_heads.py")]
+    sizes = ["--steps", "12", "--vocab", str(VOCAB), "--corpus", str(sources), "--out", str(tmp_path)]
+    text = output([*script, *sizes, "--heads", "dense", "adaptive"], environment)
+    results = json.loads((tmp_path / "heads.json").read_text())["heads"]
+    assert list(results) == ["dense", "adaptive"]
+    for name, row in results.items():
+        (_, before), *_, (seconds, after) = row["curve"]
+        assert row["steps"] == 12
+        assert after < 0.9 * before
+        assert seconds > 0
+        assert f"{row['perplexity']:.2f}" in text
+        assert name in text
+    assert "adaptive: a step takes" in text
+    assert (tmp_path / "heads.png").read_bytes().startswith(b"\x89PNG")

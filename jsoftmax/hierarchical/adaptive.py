@@ -9,6 +9,7 @@ Imports `adaptive_params`, `_blocks`, `dense`, `maps`, `_labels`, `_numerics`, `
 """
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -191,7 +192,23 @@ def checked(name: str, hidden: ArrayLike, params: Any) -> tuple[Array, tuple[int
             f"{name}: hidden must have shape [*batch, features] with features = {features} to match "
             f"params, got {list(x.shape)}; make params for these features with adaptive_init."
         )
+    _check_shapes(name, params)
     return x, x.shape[:-1]
+
+
+def _check_shapes(name: str, params: AdaptiveParams) -> None:
+    """Refuses arrays of another form than the cutoffs say, which would be NaN or another model."""
+    features, ends = params.head_kernel.shape[0], params.bounds
+    sizes = [end - start for start, end in itertools.pairwise(ends)]
+    widths = [projection.shape[-1] for projection in params.projections]
+    head = (features, ends[0] + len(sizes))
+    expected = [head, *((features, w) for w in widths), *zip(widths, sizes, strict=False)]
+    found = [x.shape for x in (params.head_kernel, *params.projections, *params.tail_kernels)]
+    if found != expected or len(widths) != len(sizes):
+        raise ValueError(
+            f"{name}: params must have arrays of shapes {expected} to match cutoffs {params.cutoffs} "
+            f"of {params.num_classes} classes, got {found}; make them anew with adaptive_init."
+        )
 
 
 def in_one_dtype(hidden: Array, params: AdaptiveParams) -> Array:
