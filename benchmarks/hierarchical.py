@@ -220,7 +220,8 @@ def main() -> None:
     print("\n" + text)
     report.save("hierarchical", {"environment": environment, "rows": results, "growth": exponent}, text,
                 arguments)  # fmt: skip
-    folder = arguments.json or (None if arguments.quick or arguments.only else report.RESULTS)
+    pictures = Path(__file__).parents[1] / "docs"
+    folder = arguments.json or (None if arguments.quick or arguments.only else pictures)
     if folder is not None:
         draw(folder / "hierarchical.png", results)
 

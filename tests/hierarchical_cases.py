@@ -57,7 +57,7 @@ def on_tree(name: str, parents: tuple[int, ...], **more: Any) -> dict[str, Any]:
 
 
 # Of an adaptive softmax with three classes in the head, a cluster of two and one of one.
-COUNTS, CUTOFFS = (1, 7, 9, 5, 4, 2), (3, 5)
+COUNTS, CUTOFFS = np.array([1, 7, 9, 5, 4, 2]), (3, 5)
 # Two of one class, one a label of some rows.
 DRAWN = (1, 4, 4)
 
@@ -104,7 +104,7 @@ def adaptive(name: str, output: str, **more: Any) -> Case:
     return Case(
         name,
         call,
-        functools.partial(getattr(formulas, name), order=tuple(np.argsort(-np.array(COUNTS)).tolist())),
+        functools.partial(getattr(formulas, name), order=tuple(np.argsort(-COUNTS).tolist())),
         {
             "hidden": hidden,
             "head_kernel": lambda rng: rng.standard_normal((FEATURES, 5)).astype(np.float32),

@@ -102,7 +102,7 @@ def adaptive_init(
     num_classes: int,
     cutoffs: Sequence[int] | None = None,
     *,
-    counts: ArrayLike | None = None,
+    counts: ArrayLike | Sequence[float] | None = None,
     division: float = 4.0,
     head_bias: bool = False,
     dtype: Any = jnp.float32,
@@ -189,7 +189,7 @@ def adaptive_init(
 
 
 def adaptive_cutoffs(
-    counts: ArrayLike,
+    counts: ArrayLike | Sequence[float],
     *,
     num_features: int = 512,
     batch_size: int = 1024,
