@@ -30,3 +30,4 @@ napoleon_numpy_docstring = False
 napoleon_attr_annotations = False
 # As a section of its own, Returns is prose: a colon in it does not end the name of a type.
 napoleon_custom_sections = ["Gradient", "Returns"]
+napoleon_use_ivar = True  # fields of named tuples are documented once
