@@ -166,8 +166,13 @@ MODES = {
 }
 
 
+SLOW = ("hessian times vector", "reverse twice", "vmap of grad")
+
+
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=[pytest.mark.slow] * (mode in SLOW)) for mode in MODES]
+)
 def test_blocks_in_every_mode(mode: str):
     x, kernel, labels = tail()
     tangents = tail(1)[:2]

@@ -254,6 +254,7 @@ def test_a_beam_that_finds_too_few():
     np.testing.assert_array_equal(found.log_probs == -np.inf, missing)
 
 
+@pytest.mark.slow  # ten seconds of compiling
 def test_batches():
     """Any rank, none, no rows; a stack of trees of one shape."""
     _, tree, (hidden, kernel, bias) = problem(BUSHY)

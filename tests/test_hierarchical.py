@@ -235,6 +235,7 @@ def trained(optimizer: Any, steps: int, with_bias: bool, every_row: bool = False
     def total(parameters: Any, x: Any, y: Any) -> Any:
         return jnp.sum(loss(x, labels=y, tree=tree, **parts(parameters)))
 
+    gradient_of, update = jax.jit(jax.grad(total)), jax.jit(update)
     for step in range(steps):
         y = np.random.default_rng(step).integers(0, classes, ROWS) if not every_row else None
         x, y = (h, y) if y is not None else (np.resize(h, (classes, FEATURES)), np.arange(classes))
@@ -242,7 +243,7 @@ def trained(optimizer: Any, steps: int, with_bias: bool, every_row: bool = False
         got = hierarchical.row_gradients(x, labels=y, tree=tree, **parts(ours))
         updates, ours_state = update(got.values, ours_state, got.rows)
         ours = hierarchical.apply_row_updates(ours, got.rows, updates)
-        gradient = jax.grad(total)(theirs, x, y)
+        gradient = gradient_of(theirs, x, y)
         with jax.numpy_dtype_promotion("standard"):  # optax's Adam multiplies floats with integers
             updates, theirs_state = dense.update(gradient, theirs_state, theirs)
         theirs = optax.apply_updates(theirs, updates)

@@ -584,6 +584,7 @@ def test_every_mode(objective: str, replace: bool):
     np.testing.assert_allclose(hessian @ step, product, 1e-4, 1e-5)
 
 
+@pytest.mark.slow  # seconds each, and beside the main way
 @both_ways
 def test_gradient_in_a_learned_proposal(replace: bool):
     """True for the draws as they stand, which move by steps only."""
@@ -600,6 +601,7 @@ def test_gradient_in_a_learned_proposal(replace: bool):
     assert abs(exact) > 1e-3
 
 
+@pytest.mark.slow  # seconds each, and beside the main way
 def test_row_gradients_can_be_differentiated():
     h, kernel, bias, y = problem()
     negatives = drawn()
