@@ -228,7 +228,7 @@ def key(function: str, x: Any) -> Array:
 def indices_only(function: str, name: str, y: Array, remedy: str) -> None:
     """Refuses distributions where something is about class indices."""
     if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise ValueError(f"{function}: {name} must have an integer dtype, got {y.dtype}; {remedy}")
+        raise TypeError(f"{function}: {name} must have an integer dtype, got {y.dtype}; {remedy}")
 
 
 def one_of(function: str, name: str, x: Any, known: Sequence[str]) -> None:

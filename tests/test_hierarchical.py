@@ -148,6 +148,48 @@ def test_small_losses_keep_their_digits(name: str):
     assert true[0] < 1e-5
 
 
+def test_impossible_edges():
+    """Each row at −inf, one after the other, against every class: no NaN beside a finite loss."""
+    tree = hierarchical.tree_from_parents([-1, 0, 0, 0, 1, 1, 4, 4])
+    classes, rows = tree.num_classes, tree.num_rows
+
+    @jax.jit
+    def run(bias: Any) -> Any:
+        h, kernel = jnp.ones((classes, 2)), jnp.ones((rows, 2))
+
+        def total(h: Any, kernel: Any, bias: Any) -> Any:
+            each = loss(h, kernel, jnp.arange(classes), tree, node_bias=bias)
+            return jnp.sum(jnp.where(jnp.isfinite(each), each, 0)), each
+
+        gradients, each = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(h, kernel, bias)
+        return each, gradients
+
+    for row in range(rows):
+        bias = np.zeros(rows, np.float32)
+        bias[row] = -np.inf
+        each, gradients = run(bias)
+        assert not np.isnan(each).any()
+        assert np.isfinite(each).any()
+        for gradient in gradients:
+            assert np.isfinite(gradient).all()
+
+
+def test_memory_follows_the_width_of_each_level():
+    """A wide node beside a deep way: padded to the widest, every level would be as wide."""
+    parents = [-1, *[0] * 500]
+    for _ in range(20):
+        parents += [len(parents) - 1] * 2
+    tree = hierarchical.tree_from_parents(parents)
+
+    def run(h: Any, kernel: Any, y: Any) -> Any:
+        return jnp.sum(loss(h, kernel, y, tree))
+
+    h, kernel, y = jnp.ones((256, 8)), jnp.ones((tree.num_rows, 8)), jnp.zeros(256, jnp.int32)
+    memory = jax.jit(jax.grad(run, argnums=(0, 1))).lower(h, kernel, y).compile().memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 10 * 4 * 256 * (500 + 20 * 2 * 8)
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [("huffman", np.int8), ("huffman", np.uint8), ("huffman", np.int64), ("taxonomy", np.int32)],
@@ -287,6 +329,21 @@ def test_adam_leaves_other_rows_alone():
         np.testing.assert_array_equal(changed.any(axis=1) & ~touched, False)
 
 
+@pytest.mark.parametrize("optimizer", [hierarchical.row_adagrad, hierarchical.row_adam])
+def test_rows_that_are_none_are_left_out(optimizer: Any):
+    init, update = optimizer(0.1)
+    kernel, values = jnp.zeros((3, 2)), jnp.ones((4, 2))
+    rows = jnp.array([-1, 2, 3, 2])
+    updates, state = update(values, init(kernel), rows)
+    alone, alone_state = update(values[1::2], init(kernel), rows[1::2])
+    np.testing.assert_array_equal(
+        hierarchical.apply_row_updates(kernel, rows, updates),
+        hierarchical.apply_row_updates(kernel, rows[1::2], alone),
+    )
+    jax.tree.map(np.testing.assert_array_equal, state, alone_state)
+    np.testing.assert_array_equal(hierarchical.apply_row_updates(kernel, rows, values)[:, 0], [0, 0, 2])
+
+
 @pytest.mark.parametrize("optimizer", [hierarchical.row_sgd, hierarchical.row_adagrad])
 def test_step_in_place(optimizer: Any):
     """A donated kernel and state are updated where they are: no second array of their size."""
@@ -422,7 +479,7 @@ Y = np.zeros(4, np.int32)
         ),
         (
             lambda: hierarchical.row_gradients(H, K, np.zeros((4, T.num_classes), np.float32), T),
-            ValueError,
+            TypeError,
             "row_gradients: labels must have an integer dtype, got float32; give every row one class.",
         ),
         (

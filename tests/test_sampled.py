@@ -833,7 +833,7 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     ),
     (
         lambda: CALL(H, KERNEL, np.ones((ROWS, CLASSES), np.float32), DRAWN),
-        ValueError,
+        TypeError,
         "sampled_cross_entropy: labels must have an integer dtype, got float32; give every row one "
         "class.",
     ),

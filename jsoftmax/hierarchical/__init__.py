@@ -33,6 +33,7 @@ from jsoftmax.hierarchical.relatives import tree_distance as tree_distance
 from jsoftmax.hierarchical.row_optimizers import row_adagrad as row_adagrad
 from jsoftmax.hierarchical.row_optimizers import row_adam as row_adam
 from jsoftmax.hierarchical.row_optimizers import row_sgd as row_sgd
+from jsoftmax.hierarchical.rows import RowGradients as RowGradients
 from jsoftmax.hierarchical.rows import apply_row_updates as apply_row_updates
 from jsoftmax.hierarchical.rows import row_gradients as row_gradients
 from jsoftmax.hierarchical.sampled import noise_contrastive_loss as noise_contrastive_loss

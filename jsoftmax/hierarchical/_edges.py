@@ -132,24 +132,39 @@ def along(tree: Tree, position: Array) -> tuple[Array, int, Callable[[Array], Ar
 
     parents = jnp.concatenate([jnp.zeros_like(steps[:, :1]), steps[:, :-1]], axis=1)
     first, end = tree.offsets[parents], tree.offsets[parents + 1]
-    brothers = first[..., None] + jnp.arange(max(tree.widths), dtype=jnp.int32)
-    real = brothers < end[..., None]
-    rows = jnp.where(real & valid[..., None], brothers - 1, 0)
+    # Levels about as wide go together: the widest of all would pad a deep tree to many times its size.
+    runs = []
+    for _, run in itertools.groupby(range(tree.depth), lambda level: tree.widths[level].bit_length()):
+        levels = list(run)
+        at = slice(levels[0], levels[-1] + 1)
+        brothers = first[:, at, None] + jnp.arange(max(tree.widths[at]), dtype=jnp.int32)
+        # Behind the end of a way there are none: what stands there must not reach a gradient.
+        real = (brothers < end[:, at, None]) & valid[:, at, None]
+        runs.append((levels, at, jnp.where(real, brothers - 1, 0), real))
 
     def cost(scores: Array) -> Array:
-        start, levels = front, []
-        for level, width in enumerate(tree.widths):
-            if level < shared:
-                known = jnp.take_along_axis(scores[:, :front], rows[:, level], axis=1)
-            else:
-                start, known = start + width, scores[:, start : start + width]
-            levels.append(jnp.pad(known, ((0, 0), (0, rows.shape[2] - known.shape[1]))))
-        chosen = jnp.where(valid, steps - first, 0)
-        edges = cross_entropy(jnp.stack(levels, axis=1), chosen, where=real)
-        return jnp.sum(jnp.where(valid, edges, 0), axis=1)
+        start, total = front, jnp.zeros(scores.shape[:1], scores.dtype)
+        for levels, at, rows, real in runs:
+            known = []
+            for i, level in enumerate(levels):
+                if level < shared:
+                    known.append(jnp.take_along_axis(scores[:, :front], rows[:, i], axis=1))
+                else:
+                    width = tree.widths[level]
+                    own, start = scores[:, start : start + width], start + width
+                    known.append(jnp.pad(own, ((0, 0), (0, rows.shape[2] - width))))
+            chosen = jnp.where(valid[:, at], steps[:, at] - first[:, at], 0)
+            edges = cross_entropy(jnp.stack(known, axis=1), chosen, where=real)
+            total += jnp.sum(jnp.where(valid[:, at], edges, 0), axis=1)
+        return total
 
-    gather = [rows[:, level, : tree.widths[level]] for level in range(shared, tree.depth)]
-    return jnp.concatenate([rows[:, 0, :0], *gather], axis=1), front, cost
+    gather = [
+        rows[:, i, : tree.widths[level]]
+        for levels, _, rows, _ in runs
+        for i, level in enumerate(levels)
+        if level >= shared
+    ]
+    return jnp.concatenate([steps[:, :0], *gather], axis=1), front, cost
 
 
 def everywhere(scores: Array, tree: Tree) -> Array:

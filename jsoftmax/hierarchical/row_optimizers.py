@@ -1,6 +1,6 @@
 """Optimizers over rows: what a step does to the rows that a batch touched, and to no others.
 
-Imports `_typing`.
+Imports `_numerics`.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jsoftmax._numerics import accumulator
 from jsoftmax._typing import Array, ArrayLike
 
 LearningRate = ArrayLike | Callable[[Array], ArrayLike]
@@ -78,7 +79,7 @@ def row_adagrad(
 
     Returns:
         `(init, update)`; the state is the number of steps and the accumulators, of the kernel's shape,
-        float32.
+        float32 or wider.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -93,9 +94,7 @@ def row_adagrad(
     """
 
     def init(node_kernel: Any) -> Any:
-        start = jax.tree.map(
-            lambda x: jnp.full(jnp.shape(x), initial_accumulator_value, jnp.float32), node_kernel
-        )
+        start = jax.tree.map(lambda x: jnp.full_like(_zeros(x), initial_accumulator_value), node_kernel)
         return jnp.zeros((), jnp.int32), start
 
     def update(values: Any, state: Any, rows: Array) -> tuple[Any, Any]:
@@ -103,7 +102,7 @@ def row_adagrad(
         rate, merged = _rate(learning_rate, count), _Merged(rows, sums)
 
         def one(g: Array, a: Array) -> tuple[Array, Array]:
-            g = merged.total(g)
+            g = merged.total(g).astype(a.dtype)
             a = a.at[merged.firsts].add(g * g, mode="drop")
             return merged.once(-rate * g * jax.lax.rsqrt(merged.read(a) + eps)), a
 
@@ -132,7 +131,7 @@ def row_adam(
 
     Returns:
         `(init, update)`; the state is the number of steps and both moments, of the kernel's shape,
-        float32. The bias correction counts all steps.
+        float32 or wider. The bias correction counts all steps.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -147,7 +146,7 @@ def row_adam(
     """
 
     def init(node_kernel: Any) -> Any:
-        zeros = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), node_kernel)
+        zeros = jax.tree.map(_zeros, node_kernel)
         return jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.copy, zeros)
 
     def update(values: Any, state: Any, rows: Array) -> tuple[Any, Any]:
@@ -156,7 +155,7 @@ def row_adam(
         steps = (count + 1).astype(jnp.float32)
 
         def one(g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
-            g = merged.total(g)
+            g = merged.total(g).astype(m.dtype)
             m_new = b1 * merged.read(m) + (1 - b1) * g
             v_new = b2 * merged.read(v) + (1 - b2) * g * g
             step = (m_new / (1 - b1**steps)) / (jnp.sqrt(v_new / (1 - b2**steps)) + eps)
@@ -168,6 +167,10 @@ def row_adam(
         return updates, (count + 1, first, second)
 
     return RowOptimizer(init, update)
+
+
+def _zeros(x: ArrayLike) -> Array:
+    return jnp.zeros(jnp.shape(x), accumulator(jnp.result_type(x)))
 
 
 def _rate(learning_rate: LearningRate, count: Array) -> Array:
@@ -191,16 +194,18 @@ class _Merged:
 
     def __init__(self, rows: Array, like: Any):
         num_rows = jax.tree.leaves(like)[0].shape[0]
-        ids = jnp.arange(rows.shape[0], dtype=jnp.int32)
-        owners = jnp.full(num_rows, rows.shape[0], jnp.int32).at[rows].min(ids)
-        self.rows, self.slots = rows, owners[rows]
+        ids, none = jnp.arange(rows.shape[0], dtype=jnp.int32), rows.shape[0]
+        # A row that is none must not wrap to one.
+        self.rows = jnp.where(rows < 0, num_rows, rows)
+        owners = jnp.full(num_rows, none, jnp.int32).at[self.rows].min(ids, mode="drop")
+        self.slots = owners.at[self.rows].get(mode="fill", fill_value=none)
         self.first = self.slots == ids
         # Out of range, and so dropped, for any but the first.
-        self.firsts = jnp.where(self.first, rows, num_rows)
+        self.firsts = jnp.where(self.first, self.rows, num_rows)
 
     def total(self, values: Array) -> Array:
         """The sum for each row at its first occurrence."""
-        return jnp.zeros_like(values).at[self.slots].add(values)
+        return jnp.zeros_like(values).at[self.slots].add(values, mode="drop")
 
     def once(self, updates: Array) -> Array:
         """The updates at the first occurrences, 0 at the others."""
@@ -208,4 +213,4 @@ class _Merged:
 
     def read(self, x: Array) -> Array:
         """The rows of `x`."""
-        return x[self.rows]
+        return x.at[self.rows].get(mode="clip")

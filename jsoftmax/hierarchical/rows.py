@@ -147,7 +147,8 @@ def apply_row_updates(node_kernel: Any, rows: ArrayLike, updates: Any) -> Any:
 
     Args:
         node_kernel: `[rows, features]`, or a pytree of arrays with as many rows, `(kernel, bias)` say.
-        rows: `[touched]`, integer; a row may come several times.
+        rows: `[touched]`, integer; a row may come several times, and one outside of [0, rows), −1 for
+            padding say, is left out, as `row_adagrad` and `row_adam` leave it out.
         updates: `[touched, features]`, or a pytree as `node_kernel`.
 
     Returns:
@@ -192,4 +193,5 @@ def apply_row_updates(node_kernel: Any, rows: ArrayLike, updates: Any) -> Any:
 
 @jax.jit
 def _added(x: Array, rows: Array, updates: Array) -> Array:
-    return x.at[rows].add(updates.astype(x.dtype))
+    rows = jnp.where(rows < 0, x.shape[0], rows)
+    return x.at[rows].add(updates.astype(x.dtype), mode="drop")
