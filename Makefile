@@ -4,6 +4,7 @@ PYTHON ?= python3
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+TPU_ARGS ?=
 # `make bench TORCH= GENSIM=` leaves these out.
 TORCH ?= torch==2.13.0
 GENSIM ?= gensim==4.4.0
@@ -60,7 +61,7 @@ bench-hierarchical: .venv-bench/ready  ## trees and adaptive softmax beside a fu
 
 tpu-compile: .venv-tpu/ready  ## compile every public function with the TPU compiler (needs no TPU) and check its memory
 	@.venv-tpu/bin/python -m benchmarks.tpu_compile
-	@.venv-tpu/bin/python -m benchmarks.tpu_hierarchical
+	@.venv-tpu/bin/python -m benchmarks.tpu_hierarchical $(TPU_ARGS)
 
 clean:  ## remove the environments and everything built
 	rm -rf $(ENVIRONMENTS) docs/_build build dist .pytest_cache .ruff_cache .hypothesis
