@@ -137,10 +137,10 @@ def along(tree: Tree, position: Array) -> tuple[Array, int, Callable[[Array], Ar
     for _, run in itertools.groupby(range(tree.depth), lambda level: tree.widths[level].bit_length()):
         levels = list(run)
         at = slice(levels[0], levels[-1] + 1)
-        brothers = first[:, at, None] + jnp.arange(max(tree.widths[at]), dtype=jnp.int32)
+        siblings = first[:, at, None] + jnp.arange(max(tree.widths[at]), dtype=jnp.int32)
         # Behind the end of a way there are none: what stands there must not reach a gradient.
-        real = (brothers < end[:, at, None]) & valid[:, at, None]
-        runs.append((levels, at, jnp.where(real, brothers - 1, 0), real))
+        real = (siblings < end[:, at, None]) & valid[:, at, None]
+        runs.append((levels, at, jnp.where(real, siblings - 1, 0), real))
 
     def cost(scores: Array) -> Array:
         start, total = front, jnp.zeros(scores.shape[:1], scores.dtype)

@@ -90,17 +90,10 @@ def sampled_cross_entropy(
         neural machine translation, 2015; Blanc and Rendle, Adaptive sampled softmax with kernel based
         sampling, 2018; Rawat et al., Sampled softmax with random Fourier features, 2019.
     """
-    args = _checked(
-        "sampled_cross_entropy",
-        (hidden, class_kernel, labels, negatives, bias, class_weights),
-        ignore_index,
-    )
-    return _loss(
-        *args,
-        objective="cross_entropy",
-        hits=not remove_accidental_hits,
-        corrected=log_q_correction,
-    )
+    given = (hidden, class_kernel, labels, negatives, bias, class_weights)
+    args = _checked("sampled_cross_entropy", given, ignore_index)
+    options = {"hits": not remove_accidental_hits, "corrected": log_q_correction}
+    return _loss(*args, objective="cross_entropy", **options)
 
 
 def noise_contrastive_loss(
@@ -163,17 +156,10 @@ def noise_contrastive_loss(
         Gutmann and Hyvärinen, Noise-contrastive estimation, 2010; Mnih and Teh, A fast and simple
         algorithm for training neural probabilistic language models, 2012.
     """
-    args = _checked(
-        "noise_contrastive_loss",
-        (hidden, class_kernel, labels, negatives, bias, class_weights),
-        ignore_index,
-    )
-    return _loss(
-        *args,
-        objective="noise_contrastive",
-        hits=not remove_accidental_hits,
-        corrected=log_q_correction,
-    )
+    given = (hidden, class_kernel, labels, negatives, bias, class_weights)
+    args = _checked("noise_contrastive_loss", given, ignore_index)
+    options = {"hits": not remove_accidental_hits, "corrected": log_q_correction}
+    return _loss(*args, objective="noise_contrastive", **options)
 
 
 def sampled_log_normalizer(
