@@ -1,6 +1,6 @@
 """The losses and statistics of logits that are held in memory, one row of classes per label.
 
-Imports `statistics`, `maps`, `transforms`, `_labels`, `_walks`, `_numerics`, `_checks`.
+Imports `statistics`, `transforms`, `_labels`, `_rows`, `_walks`, `_numerics`, `_checks`.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._labels import are_indices, at_label, first_largest, num_classes, settle
 from jsoftmax._numerics import accumulator, nan_unless, row, scaled, widened
+from jsoftmax._rows import all_masked, classes_last, row_temperature
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
 from jsoftmax._walks import total
-from jsoftmax.maps import all_masked, classes_last, row_temperature
 from jsoftmax.statistics import (
     NEEDS,
     Reduction,

@@ -3,7 +3,7 @@
 Every softmax-type loss is a formula over a few numbers per row. `reduce` returns them relative to
 the row's maximum, where they keep their digits; `RowStats` holds what users read.
 
-Imports `maps`, `transforms`, `autodiff`, `_labels`, `_walks`, `_pytrees`, `_numerics`.
+Imports `transforms`, `autodiff`, `_labels`, `_rows`, `_walks`, `_pytrees`, `_numerics`.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ from jsoftmax._numerics import (
     wide,
 )
 from jsoftmax._pytrees import register
+from jsoftmax._rows import masked
 from jsoftmax._typing import Array
 from jsoftmax._walks import careful_if, maximum, rest_around, rest_of, total, total_of
 from jsoftmax.autodiff import custom_vjp
-from jsoftmax.maps import masked
 from jsoftmax.transforms import LogitTransform
 
 

@@ -1,14 +1,14 @@
 """Brings arguments in optax's conventions to rows with the classes last.
 
-Imports `_checks`, `maps`.
+Imports `_rows`, `_numerics`, `_checks`.
 """
 
 import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._numerics import accumulator
+from jsoftmax._rows import classes_last
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
-from jsoftmax.maps import classes_last
 
 
 def batch_of(shape: Shape, axes: tuple[int, ...]) -> Shape:

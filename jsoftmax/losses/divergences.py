@@ -1,6 +1,6 @@
 """Divergences between distributions given as (log-)probabilities, and the smoothing of labels.
 
-Imports `_numerics`, `_checks`.
+Imports `_rows`, `_numerics`, `_checks`.
 """
 
 import jax
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._numerics import accumulator, nan_unless, scaled
+from jsoftmax._rows import classes_back, classes_last
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.losses._arrange import mask_rows, pair
-from jsoftmax.maps import classes_back, classes_last
 
 
 def kl_divergence(

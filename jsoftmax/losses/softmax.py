@@ -3,7 +3,7 @@
 All are formulas over the statistics of a row; only the losses that weigh every class on its own
 (poly, focal and generalized cross-entropy of soft labels) go through `log_softmax`.
 
-Imports `statistics`, `maps`, `_labels`, `_numerics`, `_checks`.
+Imports `statistics`, `maps`, `_labels`, `_rows`, `_numerics`, `_checks`.
 """
 
 import functools
@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._labels import are_indices, at_label, settle
 from jsoftmax._numerics import accumulator, nan_unless, scaled, widened
+from jsoftmax._rows import all_masked, classes_last
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.losses._arrange import batch_of, mask_rows, pair
-from jsoftmax.maps import all_masked, classes_last, log_softmax
+from jsoftmax.maps import log_softmax
 from jsoftmax.statistics import Reduction, reduce
 
 _SOFT = Reduction(frozenset({"nll"}), drop_masked_mass=True)

@@ -1,22 +1,18 @@
-"""The maps: softmax, log_softmax, logsumexp, over any axes, under a mask, at a temperature.
+"""softmax, log_softmax, logsumexp, over any axes, under a mask, at a temperature.
 
 Each has its own backward rule on rows with the classes last; the public functions bring an array
-into that form, and back. Softmax's rule is that of the whole entmax family,
-`J = diag(s) − s sᵀ/Σs` with `s = p^(2−α)`.
+into that form, and back.
 
-Imports `autodiff`, `_walks`, `_numerics`, `_checks`.
+Imports `autodiff`, `_rows`, `_walks`, `_numerics`.
 """
 
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jsoftmax import _checks
 from jsoftmax._numerics import (
-    accumulator,
     deleted,
     dominant,
     exponentials,
@@ -24,10 +20,17 @@ from jsoftmax._numerics import (
     gaps,
     others_share,
     row,
-    safe_temperature,
     share_of,
     shift,
     wide,
+)
+from jsoftmax._rows import (
+    all_masked,
+    checked,
+    checked_temperature,
+    classes_back,
+    row_temperature,
+    rows_of,
 )
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax._walks import apart, defined, maximum, rest_of, total
@@ -35,41 +38,6 @@ from jsoftmax.autodiff import custom_vjp
 
 # A softmax of at least so many numbers, in rows no longer than this, is one pass on a CPU.
 _SMALL, _LONG = 1 << 14, 128
-
-
-def classes_last(x: Array, axis: tuple[int, ...]) -> Array:
-    """Moves the class axes to the end, in their order, and joins them into one."""
-    batch = [a for a in range(x.ndim) if a not in axis]
-    if (*batch, *axis) != tuple(range(x.ndim)):
-        x = jnp.transpose(x, (*batch, *axis))
-    if len(axis) == 1:
-        return x
-    return x.reshape(*x.shape[: len(batch)], math.prod(x.shape[len(batch) :]))
-
-
-def classes_back(x: Array, axis: tuple[int, ...], shape: tuple[int, ...]) -> Array:
-    """Undoes `classes_last` for an array of the given original shape."""
-    batch = [a for a in range(len(shape)) if a not in axis]
-    order = (*batch, *axis)
-    if len(axis) > 1:
-        x = x.reshape([shape[a] for a in order])
-    if order == tuple(range(len(shape))):
-        return x
-    return jnp.transpose(x, [order.index(a) for a in range(len(shape))])
-
-
-def masked(x: Array, where: Array | None) -> Array:
-    """The scores, −inf where a class is masked."""
-    return x if where is None else jnp.where(where, x, -jnp.inf)
-
-
-def all_masked(where: Array | None, v: Array, axis_name: str | None = None) -> Array | bool:
-    """Which rows have no class at all; not those whose scores all are −inf."""
-    if v.shape[-1] == 0 and axis_name is None:
-        return True
-    if where is None:
-        return False
-    return total(jnp.broadcast_to(where, v.shape).astype(jnp.int32), axis_name) == 0
 
 
 def _probabilities(v: Array, m: Array, rest: Array, temperature: Array | None) -> Array:
@@ -190,18 +158,9 @@ def _through_temperature(dg: Array, v: Array, temperature: Array) -> tuple[Array
     return dg / temperature, -jnp.sum(dg * g / temperature, axis=-1, keepdims=True)
 
 
-def row_temperature(temperature: ArrayLike | None, v: Array) -> Array | None:
-    """One temperature per row, `[*batch, 1]`, safe to divide by."""
-    if temperature is None:
-        return None
-    dtype = accumulator(v.dtype)
-    per_row = jnp.broadcast_to(jnp.asarray(temperature, dtype), v.shape[:-1])
-    return row(safe_temperature(per_row))
-
-
 @functools.partial(jax.jit, static_argnames=("axis", "log"))
 def _map(x: Array, where: Array | None, temperature: ArrayLike | None, axis: Any, log: bool) -> Array:
-    rows, allowed = _rows(x, where, axis)
+    rows, allowed = rows_of(x, where, axis)
     empty = all_masked(allowed, rows)
     t = row_temperature(temperature, rows)
     if log:
@@ -214,33 +173,9 @@ def _map(x: Array, where: Array | None, temperature: ArrayLike | None, axis: Any
 
 @functools.partial(jax.jit, static_argnames=("axis", "keepdims"))
 def _reduced(x: Array, where: Array | None, axis: Any, keepdims: bool) -> Array:
-    rows, allowed = _rows(x, where, axis)
+    rows, allowed = rows_of(x, where, axis)
     out = _logsumexp(rows, all_masked(allowed, rows))[0].astype(x.dtype)
     return jnp.expand_dims(out, axis) if keepdims else out
-
-
-def _rows(x: Array, where: Array | None, axis: tuple[int, ...]) -> tuple[Array, Array | None]:
-    if where is not None:
-        where = classes_last(jnp.broadcast_to(where, x.shape), axis)
-    return masked(classes_last(x, axis), where), where
-
-
-def _checked(
-    function: str, x: ArrayLike, axis: Axis | None, where: ArrayLike | None
-) -> tuple[Array, tuple[int, ...]]:
-    array = _checks.array(x)
-    _checks.floating(function, "x", array)
-    _checks.mask(function, array.shape, where, "x")
-    return array, _checks.axes(function, axis, array.ndim)
-
-
-def _checked_temperature(
-    function: str, temperature: ArrayLike, x: Array, axis: tuple[int, ...]
-) -> ArrayLike | None:
-    _checks.number(function, "temperature", temperature, lambda t: t >= 0, "at least 0")
-    batch = tuple(n for a, n in enumerate(x.shape) if a not in axis)
-    _checks.per_row(function, "temperature", temperature, batch)
-    return _checks.unless_neutral(temperature, 1)
 
 
 def softmax(
@@ -284,8 +219,8 @@ def softmax(
         Bridle, Training Stochastic Model Recognition Algorithms as Networks, 1990. The error-free
         shift of the logits: Knuth, TAOCP 2, theorem 4.2.2B.
     """
-    array, axes = _checked("softmax", x, axis, where)
-    return _map(array, where, _checked_temperature("softmax", temperature, array, axes), axes, False)
+    array, axes = checked("softmax", x, axis, where)
+    return _map(array, where, checked_temperature("softmax", temperature, array, axes), axes, False)
 
 
 def log_softmax(
@@ -326,8 +261,8 @@ def log_softmax(
     References:
         Blanchard et al., Accurately computing the log-sum-exp and softmax functions, 2021.
     """
-    array, axes = _checked("log_softmax", x, axis, where)
-    t = _checked_temperature("log_softmax", temperature, array, axes)
+    array, axes = checked("log_softmax", x, axis, where)
+    t = checked_temperature("log_softmax", temperature, array, axes)
     return _map(array, where, t, axes, True)
 
 
@@ -364,5 +299,5 @@ def logsumexp(
     References:
         Blanchard et al., Accurately computing the log-sum-exp and softmax functions, 2021.
     """
-    array, axes = _checked("logsumexp", x, axis, where)
+    array, axes = checked("logsumexp", x, axis, where)
     return _reduced(array, where, axes, keepdims)
