@@ -5,9 +5,11 @@ from jsoftmax import losses as losses
 from jsoftmax.autodiff import custom_vjp as custom_vjp
 from jsoftmax.dense import cross_entropy as cross_entropy
 from jsoftmax.dense import row_stats as row_stats
+from jsoftmax.maps import entmax as entmax
 from jsoftmax.maps import log_softmax as log_softmax
 from jsoftmax.maps import logsumexp as logsumexp
 from jsoftmax.maps import softmax as softmax
+from jsoftmax.maps import sparsemax as sparsemax
 from jsoftmax.reductions import weighted_mean as weighted_mean
 from jsoftmax.statistics import RowStats as RowStats
 from jsoftmax.transforms import LogitAdjustment as LogitAdjustment

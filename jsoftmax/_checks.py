@@ -87,6 +87,18 @@ def labels(function: str, logits: Shape, batch: Shape, y: Any, match: str | None
     return False
 
 
+def ignored(function: str, ignore_index: Any, indices: bool) -> None:
+    """Refuses an `ignore_index` that is no integer, or beside labels that are distributions."""
+    if ignore_index is None:
+        return
+    integer(function, "ignore_index", ignore_index)
+    if not indices:
+        raise ValueError(
+            f"{function}: ignore_index must be None for labels that are distributions, got "
+            f"{ignore_index}; leave rows out with weighted_mean(losses, weights)."
+        )
+
+
 def mask(function: str, x: Shape, where: Any, name: str = "logits") -> None:
     """Refuses a class mask that is not boolean or does not broadcast to the logits."""
     if where is None:

@@ -9,7 +9,9 @@ scores would make XLA store those. Barriers keep readers apart.
 Imports `_numerics`.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,9 @@ _DOMINATED = 1.5
 
 # Up to so many classes, one pass for two sums costs less than asking whether the second is needed.
 _FEW = 16
+
+# What is gone through many times goes in chunks of rows of so many numbers, which a CPU's cache holds.
+_CACHED = 1 << 18
 
 # Rows are reduced in blocks of columns on a CPU if they are this wide and their array this large.
 _BLOCK = 4096
@@ -230,3 +235,43 @@ def careful_if(
 
     # Devices that disagree about a branch would wait for each other in its collectives.
     return careful() if axis_name else jax.lax.platform_dependent(cpu=either, default=careful)
+
+
+def by_chunks(function: Callable[..., Any], v: Array, *per_row: Array | None) -> Any:
+    """`function(v, *per_row)`, of rows that it treats alike, in the order that costs least.
+
+    A CPU takes chunks of rows that stay in its cache while the function goes over them again and again;
+    the last chunk starts early, so that all have one size. Elsewhere all rows are taken at once.
+    """
+    batch, classes = v.shape[:-1], v.shape[-1]
+    rows = math.prod(batch) if all(isinstance(n, int) for n in v.shape) else 0
+    size = max(1, _CACHED // max(classes, 1))
+    # Rows that lie on several devices stay there.
+    if rows <= size or any(jax.typeof(v).sharding.spec):
+        return function(v, *per_row)
+
+    def in_chunks(*arrays: Array | None) -> Any:
+        flat = jax.tree.map(lambda x: x.reshape(rows, *x.shape[len(batch) :]), arrays)
+
+        def part(x: Array, i: Array) -> Array:
+            # As in `total_of`: 16 bits are not to be widened ahead of the loop.
+            x, i = jax.lax.optimization_barrier((x, i)) if x.dtype.itemsize == 2 else (x, i)
+            return jax.lax.dynamic_slice_in_dim(x, jnp.minimum(i * size, rows - size), size)
+
+        def chunk(i: Array) -> Any:
+            return function(*jax.tree.map(lambda x: part(x, i), flat))
+
+        def step(i: Array, out: Any) -> Any:
+            at = jnp.minimum(i * size, rows - size)
+            put = jax.lax.dynamic_update_slice_in_dim
+            return jax.tree.map(lambda whole, made: put(whole, made, at, 0), out, chunk(i))
+
+        # The first chunk says what comes out, and over which mesh axes it varies.
+        first = jax.tree.map(
+            lambda x: jnp.pad(x, ((0, rows - size),) + ((0, 0),) * (x.ndim - 1)),
+            chunk(jnp.zeros((), jnp.int32)),
+        )
+        out = jax.lax.fori_loop(1, -(-rows // size), step, first)
+        return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), out)
+
+    return jax.lax.platform_dependent(v, *per_row, cpu=in_chunks, default=function)

@@ -40,6 +40,7 @@ from tests.cases import (
 from tests.cases import (
     Inputs as Inputs,
 )
+from tests.entmax_cases import ENTMAX
 from tests.hierarchical_cases import HIERARCHICAL
 
 STATISTICS = tuple(name for name in jsoftmax.RowStats.names() if name != "correct")
@@ -308,6 +309,7 @@ CASES = (
         formulas.sample_rule,
         {"logits": logits, "labels": indices, "scale": number(0.5, 1.5)},
     ),
+    *ENTMAX,
     *HIERARCHICAL,
 )
 

@@ -21,3 +21,10 @@ from jsoftmax.losses.softmax import (
     softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels,
 )
 from jsoftmax.losses.softmax import softmax_focal_loss as softmax_focal_loss
+from jsoftmax.losses.sparse import EntmaxStats as EntmaxStats
+from jsoftmax.losses.sparse import entmax_loss as entmax_loss
+from jsoftmax.losses.sparse import entmax_stats as entmax_stats
+from jsoftmax.losses.sparse import fenchel_young_loss as fenchel_young_loss
+from jsoftmax.losses.sparse import make_fenchel_young_loss as make_fenchel_young_loss
+from jsoftmax.losses.sparse import multiclass_sparsemax_loss as multiclass_sparsemax_loss
+from jsoftmax.losses.sparse import sparsemax_loss as sparsemax_loss

@@ -90,7 +90,7 @@ def _softmax_bwd(residuals: Any, ct: Array) -> tuple[Array, Array | None, None]:
     dg = p * (wide(ct) - row(jnp.sum(p * wide(apart(ct)), axis=-1)))
     if temperature is None:
         return dg, None, None
-    return *_through_temperature(dg, v, temperature), None
+    return *through_temperature(dg, v, temperature), None
 
 
 _softmax.defvjp(_softmax_fwd, _softmax_bwd)
@@ -121,7 +121,7 @@ def _log_softmax_bwd(residuals: Any, cts: Any) -> tuple[Array, Array | None, Non
     dg = jnp.where(gone, 0, dg) + row(cts[2] * (1 + rest)) * p
     if temperature is None:
         return dg, None, None
-    return *_through_temperature(dg, v, temperature), None
+    return *through_temperature(dg, v, temperature), None
 
 
 _log_softmax.defvjp(_log_softmax_fwd, _log_softmax_bwd)
@@ -152,7 +152,7 @@ def _logsumexp_bwd(kept: bool, residuals: Any, cts: Any) -> tuple[Array, None]:
 _logsumexp.defvjp(_logsumexp_fwd, _logsumexp_bwd)
 
 
-def _through_temperature(dg: Array, v: Array, temperature: Array) -> tuple[Array, Array]:
+def through_temperature(dg: Array, v: Array, temperature: Array) -> tuple[Array, Array]:
     """Cotangents of the scores and `T` from that of the gaps `g = (v − m)/T`."""
     g, _ = finite_gaps(v, maximum(v), temperature)
     return dg / temperature, -jnp.sum(dg * g / temperature, axis=-1, keepdims=True)

@@ -1,0 +1,234 @@
+"""The threshold `σ` of the entmax family: where the probabilities of a row sum to 1.
+
+With the gaps `g = (v − max v) / T`, `a = α − 1` and `u = a (g − σ)`, a class has
+`p = u₊^(1/a)`: what is below the threshold has exactly 0. `σ` is found by Newton's method on the norm
+`(Σ p)^a = ‖u₊‖_(1/a) = 1`, which is convex in `σ` for α ≤ 2: from the left, every step stays there, and
+steps are few. A maximum for each column of a folded row bounds `σ` from below, for next to nothing.
+
+`Whole` has the powers that are products (α = 2, 3/2, 4/3, 5/4, …); `Traced` any α as an array.
+
+The last steps are differentiable, in a `σ` that is held constant: so the derivatives are right without
+the map's rule too (to first order after one step, to third after two; for α = 2 to any).
+
+Imports `_steep`, `_pytrees`, `_numerics`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jsoftmax._numerics import behind, row
+from jsoftmax._pytrees import register
+from jsoftmax._typing import Array
+from jsoftmax.maps._steep import steep
+
+# Columns of a folded row: fewer for short ones; a row is folded at least so often, or not at all.
+_COLUMNS, _SHORT, _FOLDS = (128, 512), 4096, 4
+_MAX_STEPS = 60
+
+
+def _exact(dtype: jnp.dtype) -> float:
+    """How far from 1 a sum may be that is only rounded."""
+    return 10 * float(jnp.finfo(dtype).eps)
+
+
+def _near(dtype: jnp.dtype) -> float:
+    """How far from 1 a sum may be that two steps more bring home, each squaring the error."""
+    return 1.7 * float(jnp.finfo(dtype).eps) ** 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """`1/(α − 1)` is a whole number `n`: powers are products, and α is known before tracing."""
+
+    n: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def steps(self) -> int:
+        """How many differentiable steps end the search."""
+        return 1 if self.n == 1 else 2
+
+    def start(self) -> float:
+        """`σ` on the left."""
+        return -float(self.n)
+
+    def probabilities(self, y: Array) -> Array:
+        """`(y₊ / n)^n`."""
+        return (jnp.maximum(y, 0) * (1 / self.n)) ** self.n
+
+    def log_probabilities(self, y: Array) -> Array:
+        """`n log (y₊ / n)`."""
+        inside = y > 0
+        return jnp.where(inside, self.n * jnp.log(jnp.where(inside, y, 1) / self.n), -jnp.inf)
+
+    def above(self, y: Array) -> Array:
+        """`y` itself."""
+        return y
+
+    def deformed(self, y: Array) -> Array:
+        """`y − n`."""
+        return y - self.n
+
+    def slopes(self, y: Array) -> Array:
+        """`(y₊ / n)^(n − 1)`, for n = 1 the support."""
+        if self.n == 1:
+            # Plain arithmetic: XLA:CPU would store a comparison before it sums it.
+            return jnp.minimum(jnp.maximum(y, 0) * 1e30, 1)
+        return (jnp.maximum(y, 0) * (1 / self.n)) ** (self.n - 1)
+
+    def step(self, s: Array, slope: Array) -> Array:
+        """`n (s^(1/n) − 1) s^(1 − 1/n) / slope`."""
+        if self.n == 1:
+            return (s - 1) / slope
+        root = jnp.sqrt(s) if self.n == 2 else s ** (1 / self.n)
+        return self.n * (root - 1) * (s / root) / slope
+
+    def done(self, s: Array) -> Array:
+        """For n = 1 a step is exact once the support is; otherwise each squares the error."""
+        return s - 1 <= (_exact if self.n == 1 else _near)(s.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """Any `a = α − 1` up to 1 `[*batch, 1]`, in logarithms.
+
+    Near α = 1 all of `u` is near 1: there `σ` counts from that, `u = 1 + a (g − σ)`, and at a = 0 this
+    is the softmax with `σ` its log-normalizer.
+    """
+
+    a: Array
+
+    @property
+    def steps(self) -> int:
+        """How many differentiable steps end the search."""
+        return 2
+
+    def _near_one(self) -> Array:
+        return self.a < 0.25
+
+    def start(self) -> Array:
+        """`σ` on the left."""
+        near = self._near_one()
+        return jnp.where(near, 0, -1 / jnp.where(near, 1, self.a))[..., 0]
+
+    def log_probabilities(self, y: Array) -> Array:
+        """`log u / a`, −inf below the threshold."""
+        near = self._near_one()
+        w = self.a * jnp.where(y == -jnp.inf, 0, y)
+        inside = (y > -jnp.inf) & jnp.where(near, w > -1, w > 0)
+        low, high = jnp.where(near & inside, w, 0), jnp.where(near | ~inside, 1, w)
+        tiny = jnp.abs(low) < 1e-3
+        series = 1 - low * (1 / 2 - low * (1 / 3 - low / 4))
+        ratio = jnp.where(tiny, series, jnp.log1p(low) / jnp.where(tiny, 1, low))
+        a = jnp.where(near, 1, self.a)
+        found = jnp.where(near, jnp.where(inside, y, 0) * ratio, jnp.log(high) / a)
+        return jnp.where(inside, found, -jnp.inf)
+
+    def probabilities(self, y: Array) -> Array:
+        """`u₊^(1/a)`."""
+        return jnp.exp(self.log_probabilities(y))
+
+    def slopes(self, y: Array) -> Array:
+        """`p^(1 − a)` on the support."""
+        log_p = self.log_probabilities(y)
+        inside = log_p > -jnp.inf
+        return jnp.where(inside, jnp.exp((1 - self.a) * jnp.where(inside, log_p, 0)), 0)
+
+    def above(self, y: Array) -> Array:
+        """`u / a`, infinite for the softmax."""
+        far = jnp.where(self.a > 0, y + 1 / jnp.where(self.a > 0, self.a, 1), jnp.inf)
+        return jnp.where(y == -jnp.inf, y, jnp.where(self._near_one(), far, y))
+
+    def deformed(self, y: Array) -> Array:
+        """`(u − 1) / a`."""
+        near = self._near_one()
+        return jnp.where(near, y, y - 1 / jnp.where(near, 1, self.a))
+
+    def step(self, s: Array, slope: Array) -> Array:
+        """`(s^a − 1)/a · s^(1 − a) / slope`, at a = 0 `log s`."""
+        a, log_s = self.a[..., 0], jnp.log(s)
+        w = a * log_s
+        tiny = jnp.abs(w) < 1e-3
+        ratio = jnp.where(tiny, 1 + w / 2 + w * w / 6, jnp.expm1(w) / jnp.where(tiny, 1, w))
+        return log_s * ratio * jnp.exp((1 - a) * log_s) / slope
+
+    def done(self, s: Array) -> Array:
+        """At α = 2 a step is exact once the support is; nearer to 1 each squares the error."""
+        return s - 1 <= jnp.where(self.a[..., 0] > 0.75, _exact(s.dtype), _near(s.dtype))
+
+
+register(Whole)
+register(Traced)
+
+# What the solver knows of α; both take `y = g − σ`.
+Family = Whole | Traced
+
+
+def distribution(
+    family: Family, gaps: Array, zero: Array, fold: bool
+) -> tuple[Array, Array]:
+    """The probabilities of rows of gaps `[*batch, classes]`, and how far each gap is above `σ`.
+
+    A row with a NaN, or without a class, is NaN.
+
+    `zero` is 0 for each row, laid out over devices as they are; `fold` says whether the class axis may be
+    folded: not where a mesh axis shards it.
+    """
+    held, g = jax.lax.stop_gradient((family, gaps))
+    sigma = zero + jnp.asarray(held.start(), g.dtype)
+    columns = _COLUMNS[g.shape[-1] >= _SHORT]
+    if fold and g.shape[-1] >= _FOLDS * columns:
+        sigma = _search(held, _column_maxima(g, columns), sigma, lambda s: s < 1.01)
+    sigma = _search(held, g, sigma, held.done)
+    # From the differences, not from `σ`: where many small probabilities stand beside a large one, their
+    # sum shows more digits than `σ` has.
+    y = gaps - row(sigma)
+    for _ in range(family.steps):
+        y = y - row(family.step(*_sums(family, y)))
+    p = family.probabilities(y)
+    p = p / row(jnp.sum(p, axis=-1))
+    if isinstance(family, Whole):
+        return p, y
+    steeper = family.a > 1
+    made = jax.lax.cond(
+        jnp.any(steeper), lambda: steep(jnp.where(steeper, family.a, 1), gaps, zero), lambda: (p, y)
+    )
+    return jax.tree.map(functools.partial(jnp.where, steeper), made, (p, y))
+
+
+def _sums(family: Family, y: Array) -> tuple[Array, Array]:
+    # Two readers of the same numbers, kept apart: XLA:CPU would store what they share.
+    slopes = family.slopes(behind(y))
+    return jnp.sum(family.probabilities(y), axis=-1), jnp.sum(slopes, axis=-1)
+
+
+def _search(family: Family, g: Array, sigma: Array, done: Callable[[Array], Array]) -> Array:
+    """Newton's steps from the left, until all rows are done or cannot move."""
+
+    def going(carry: Any) -> Array:
+        return jnp.any(carry[1]) & (carry[0] < _MAX_STEPS)
+
+    def step(carry: Any) -> Any:
+        count, active, sigma = carry
+        s, slope = _sums(family, g - row(sigma))
+        further = sigma + family.step(s, slope)
+        moves = active & (further > sigma)
+        return count + 1, moves & ~done(s), jnp.where(moves, further, sigma)
+
+    return jax.lax.while_loop(going, step, (0, jnp.ones_like(sigma, bool), sigma))[2]
+
+
+def _column_maxima(g: Array, columns: int) -> Array:
+    """The maxima of the columns of rows folded to that width: some classes, the largest among them."""
+    folds, left = divmod(g.shape[-1], columns)
+    whole = g[..., : folds * columns]
+    top = jnp.max(whole.reshape(*g.shape[:-1], folds, columns), axis=-2)
+    if left == 0:
+        return top
+    return jnp.concatenate(
+        [jnp.maximum(top[..., :left], g[..., folds * columns :]), top[..., left:]], -1
+    )

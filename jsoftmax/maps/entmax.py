@@ -1,0 +1,283 @@
+"""sparsemax and entmax: maps that give exactly 0 to what is far from the maximum.
+
+One rule for the whole family, softmax included: `J = diag(s) − s sᵀ/Σs`, `s = p^(2−α)`.
+
+Imports `softmax`, `_threshold`, `autodiff`, `_rows`, `_walks`, `_numerics`, `_checks`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jsoftmax import _checks
+from jsoftmax._numerics import accumulator, gaps, nan_unless, row, wide
+from jsoftmax._rows import (
+    all_masked,
+    checked,
+    checked_temperature,
+    classes_back,
+    row_temperature,
+    rows_of,
+)
+from jsoftmax._typing import Array, ArrayLike, Axis, Shape
+from jsoftmax._walks import by_chunks, maximum, total
+from jsoftmax.autodiff import custom_vjp
+from jsoftmax.maps._threshold import Family as Family
+from jsoftmax.maps._threshold import Traced, Whole, distribution
+from jsoftmax.maps.softmax import softmax, through_temperature
+
+# The largest 1/(α − 1) for which powers are products.
+_PRODUCTS = 8
+
+
+def solve(
+    use: Callable[[Family, Array, Array], Any],
+    n: int,
+    v: Array,
+    temperature: Array | None,
+    alpha: Array | None,
+    empty: Array | None,
+) -> Any:
+    """What `use` makes of the entmax of rows, and of how far each gap is above the threshold.
+
+    For `α = 1 + 1/n`, or for `alpha` `[*batch, 1]`.
+    """
+    family = Whole(n) if alpha is None else Traced(alpha - 1)
+    fold = jax.typeof(v).sharding.spec[-1:] in ((), (None,)) and isinstance(v.shape[-1], int)
+
+    def careful() -> Any:
+        m = maximum(v)
+        p, y = distribution(family, gaps(v, m, temperature), jnp.zeros_like(m), fold)
+        several = (m == jnp.inf) & (total((v == jnp.inf).astype(p.dtype)) > 1)
+        p = p * row(nan_unless(~several, p.dtype))
+        return use(family, p if empty is None else jnp.where(row(empty), 0, p), y)
+
+    if temperature is not None or empty is not None:
+        return careful()
+    m = maximum(v)
+    p, y = distribution(family, wide(v) - row(m), jnp.zeros_like(m), fold)
+    # Infinities give NaN in plain arithmetic, all over their row; then all is done again.
+    odd = jnp.any(jnp.isnan(p[..., :1] if fold else p))
+    return jax.lax.cond(odd, careful, lambda: use(family, p, y))
+
+
+@functools.partial(custom_vjp, nondiff_argnums=(0, 1))
+def _entmax(
+    n: int,
+    narrow: bool,
+    v: Array,
+    temperature: Array | None,
+    alpha: Array | None,
+    empty: Array | None,
+) -> Array:
+    """The map of rows; `narrow`: in the dtype of `v`."""
+
+    def use(_: Family, p: Array, __: Array) -> Array:
+        return p.astype(v.dtype) if narrow else p
+
+    return by_chunks(functools.partial(solve, use, n), v, temperature, alpha, empty)
+
+
+def _entmax_fwd(n: int, narrow: bool, v: Array, *options: Array | None) -> tuple[Array, Any]:
+    p = _entmax(n, False, v, *options)
+    temperature, alpha, _ = options
+    out = p.astype(v.dtype) if narrow else p
+    return out, (jnp.zeros((), v.dtype) if temperature is None else v, temperature, alpha, p)
+
+
+def _entmax_bwd(n: int, narrow: bool, residuals: Any, ct: Array) -> tuple[Any, ...]:
+    del narrow
+    v, temperature, alpha, p = residuals
+    s = slopes(p, n, alpha)
+    ct = wide(ct)
+    from_mean = ct - row(_weighted(s, ct))
+    dg = s * from_mean
+    d_alpha = None if alpha is None else jnp.sum(by_alpha(p, s, alpha) * from_mean, -1, keepdims=True)
+    if temperature is None:
+        return dg.astype(v.dtype), None, d_alpha, None
+    return *through_temperature(dg, v, temperature), d_alpha, None
+
+
+_entmax.defvjp(_entmax_fwd, _entmax_bwd)
+
+
+def slopes(p: Array, n: int, alpha: Array | None) -> Array:
+    """`s = p^(2−α)` on the support, 0 elsewhere."""
+    if alpha is None and n == 1:
+        return jnp.where(p > 0, jnp.ones_like(p), jnp.where(jnp.isnan(p), p, 0))
+    inside = ~(p <= 0)
+    power = 1 - 1 / n if alpha is None else 2 - alpha
+    held = jnp.where(inside, p, 1)
+    s = jnp.sqrt(held) if alpha is None and n == 2 else jnp.exp(power * jnp.log(held))
+    return jnp.where(inside, s, 0)
+
+
+def _weighted(s: Array, x: Array) -> Array:
+    """The mean of `x` with the weights `s`; 0 for a row of none."""
+    sums = jnp.sum(s, axis=-1)
+    return jnp.sum(s * x, axis=-1) / jnp.where(sums == 0, 1, sums)
+
+
+def by_alpha(p: Array, s: Array, alpha: Array) -> Array:
+    """`∂p/∂α` at a fixed threshold, `a = α − 1`: `(p − s − p log p^a) / a²`, at 0 `−p log² p / 2`."""
+    a = alpha - 1
+    inside = ~(p <= 0)
+    log_p = jnp.where(inside, jnp.log(jnp.where(inside, p, 1)), 0)
+    x = -a * log_p
+    small = jnp.abs(x) < 0.3
+    held = jnp.where(small, x, 0)
+    series = 1 + held / 8 * (1 + held / 9)
+    for k in (7, 6, 5, 4, 3):
+        series = 1 + held / k * series
+    squared = jnp.where(a == 0, 1, a * a)
+    return jnp.where(small, -p * log_p * log_p * series / 2, (p - s + p * x) / squared)
+
+
+def checked_alpha(function: str, alpha: ArrayLike, batch: Shape) -> tuple[int, ArrayLike | None]:
+    """`n` and nothing where α is known to be 1 + 1/n of a small `n`; otherwise 0 and α."""
+    _checks.number(function, "alpha", alpha, lambda a: a >= 1, "at least 1")
+    _checks.per_row(function, "alpha", alpha, batch)
+    if isinstance(alpha, int | float | np.number) and 1 < alpha <= 2:
+        n = 1 / (float(alpha) - 1)
+        if n < _PRODUCTS + 0.5 and abs(n - round(n)) < 1e-6:
+            return round(n), None
+    return 0, alpha
+
+
+def row_alpha(alpha: ArrayLike, v: Array) -> Array:
+    """One α per row, `[*batch, 1]`, NaN where it is below 1."""
+    dtype = accumulator(v.dtype)
+    per_row = jnp.broadcast_to(jnp.asarray(alpha, dtype), v.shape[:-1])
+    return row(per_row * nan_unless(per_row >= 1, dtype))
+
+
+def empty_rows(where: Array | None, v: Array) -> Array | None:
+    """Which rows have no class, `[*batch]`; nothing if all have."""
+    if where is None and v.shape[-1]:
+        return None
+    return jnp.broadcast_to(all_masked(where, v), v.shape[:-1])
+
+
+def entmax_of_rows(
+    n: int, v: Array, temperature: Array | None, alpha: Array | None, empty: Array | None
+) -> Array:
+    """The map of rows `[*batch, classes]`, in float32 or wider."""
+    return _entmax(n, False, v, temperature, alpha, empty)
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "n"))
+def _map(
+    x: Array,
+    where: Array | None,
+    temperature: ArrayLike | None,
+    alpha: ArrayLike | None,
+    axis: Any,
+    n: int,
+) -> Array:
+    rows, allowed = rows_of(x, where, axis)
+    empty = empty_rows(allowed, rows)
+    a = None if alpha is None else row_alpha(alpha, rows)
+    p = _entmax(n, True, rows, row_temperature(temperature, rows), a, empty)
+    return classes_back(p, axis, x.shape)
+
+
+def entmax(
+    x: ArrayLike,
+    alpha: ArrayLike = 1.5,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    temperature: ArrayLike = 1.0,
+) -> Array:
+    r"""α-entmax: between softmax (α = 1) and argmax (α → ∞), with probabilities of exactly 0.
+
+    .. math:: p = \left[(\alpha - 1) x / T - \tau\right]_+^{1 / (\alpha - 1)}, \quad \sum_k p_k = 1
+
+    A class is in the support only if its score is within `T / (α − 1)` of the maximum. α = 1.5 is the
+    usual choice in attention; α may be learned.
+
+    Args:
+        x: Scores of a floating dtype, any shape.
+        alpha: `α ≥ 1`: a number, or one per row (the shape of `x` without `axis`), traced or not. 1 is
+            `softmax`, 2 `sparsemax`; of Python numbers, 1.5, 4/3, 1.25 and so on are the quickest;
+            traced, below 1: NaN.
+        axis: The class axis, or a tuple of axes that hold the classes together.
+        where: Which classes take part: bool, broadcastable to `x`. The others get exactly 0,
+            whatever they hold.
+        temperature: `T ≥ 0`, a number or one per row. 0 gives equal shares for the maxima, inf a
+            uniform distribution over the classes that take part; a negative traced one NaN.
+
+    Returns:
+        The probabilities, in the shape and dtype of `x`; float32 or wider inside; within 2.5e-7 at any
+        offset of the scores. −inf gives 0; one +inf gives 1; NaN, two +inf or nothing but −inf give a
+        row of NaN; every class masked, 0.
+
+    Gradient: `J = diag(s) − s sᵀ / Σs` with `s = p^(2−α)` on the support, 0 outside, in `x`; and in
+    `alpha` and `temperature`. For α ≥ 2 the map has kinks, where a class enters the support: there the
+    derivative is the one-sided one of a class that stays outside. Every AD mode and order.
+
+    Raises:
+        TypeError: If `x` is not floating or `where` not bool.
+        ValueError: If `alpha` is below 1 or has another shape, or `axis`, `where` or `temperature` do
+            not fit `x`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jsoftmax import entmax
+        >>> print(entmax(jnp.array([1.0, 2.0, 3.0, -1.0])).round(3))
+        [0.    0.169 0.831 0.   ]
+
+    References:
+        Peters, Niculae, Martins, Sparse Sequence-to-Sequence Models, 2019. Correia, Niculae, Martins,
+        Adaptively Sparse Transformers, 2019 (the gradient in α).
+    """
+    name = "entmax"
+    array, axes = checked(name, x, axis, where)
+    batch = tuple(size for a, size in enumerate(array.shape) if a not in axes)
+    n, traced = checked_alpha(name, alpha, batch)
+    if isinstance(traced, int | float) and traced == 1:
+        return softmax(array, axis, where, temperature=temperature)
+    return _map(array, where, checked_temperature(name, temperature, array, axes), traced, axes, n)
+
+
+def sparsemax(
+    x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None, *, temperature: ArrayLike = 1.0
+) -> Array:
+    r"""Sparsemax: the Euclidean projection of the scores onto the distributions; `entmax` with α = 2.
+
+    .. math:: p = \left[x / T - \tau\right]_+, \quad \sum_k p_k = 1
+
+    Args:
+        x: Scores of a floating dtype, any shape.
+        axis: The class axis, or a tuple of axes that hold the classes together.
+        where: Which classes take part: bool, broadcastable to `x`. The others get exactly 0,
+            whatever they hold.
+        temperature: `T ≥ 0`, a number or one per row (the shape of `x` without `axis`).
+
+    Returns:
+        The probabilities, in the shape and dtype of `x`; float32 or wider inside; within 2.5e-7 at any
+        offset of the scores. −inf gives 0; one +inf gives 1; NaN, two +inf or nothing but −inf give a
+        row of NaN; every class masked, 0.
+
+    Gradient: `ḡ − mean ḡ` over the support, 0 outside, divided by `T`; where a class just enters the
+    support, that of a class outside. Every AD mode and order.
+
+    Raises:
+        TypeError: If `x` is not floating or `where` not bool.
+        ValueError: If `axis`, `where` or `temperature` do not fit `x`, or `temperature` is negative.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jsoftmax import sparsemax
+        >>> print(sparsemax(jnp.array([1.0, 1.5, 0.2])))
+        [0.25 0.75 0.  ]
+
+    References:
+        Martins, Astudillo, From Softmax to Sparsemax, 2016.
+    """
+    array, axes = checked("sparsemax", x, axis, where)
+    return _map(array, where, checked_temperature("sparsemax", temperature, array, axes), None, axes, 1)
