@@ -18,7 +18,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -57,6 +57,7 @@ ARGUMENTS = {
 
 # Temp as a multiple of one chip's logits; traffic between chips in 4-byte numbers per row.
 MAX_TEMP = 0.01
+MAX_TEMP_SPARSE = 5.1
 MAX_TRAFFIC = 12
 
 Program = Callable[..., object]
@@ -137,6 +138,11 @@ def every_statistic(logits: jax.Array, labels: jax.Array) -> jax.Array:
         + stats.entropy
         + stats.correct
     )
+
+
+def margin_and_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    stats = losses.entmax_stats(logits, labels)
+    return stats.loss + stats.margin
 
 
 def mean_loss(logits: jax.Array, labels: jax.Array, row_weights: jax.Array) -> jax.Array:
@@ -249,7 +255,23 @@ def cases(mesh: Mesh) -> list[Case]:
             ("multilabel_cross_entropy", "logits targets"),
         ]
     ]
-    return maps + core + with_peer + without_peer
+    # The threshold is searched for in a loop over gaps that are held, in float32, and so are the
+    # probabilities for the gradient: four arrays of bfloat16.
+    sparsemax_loss = losses.multiclass_sparsemax_loss
+    sparse = [
+        Case(name, program, None, arguments, max_temp=MAX_TEMP_SPARSE)
+        for name, program, arguments in [
+            ("sparsemax", pullback(jsoftmax.sparsemax), "logits cotangent"),
+            ("entmax", pullback(jsoftmax.entmax), "logits cotangent"),
+            ("losses.entmax_loss", gradient(losses.entmax_loss), "logits labels"),
+            ("losses.fenchel_young_loss", gradient(losses.fenchel_young_loss), "logits targets"),
+            ("losses.multiclass_sparsemax_loss", gradient(sparsemax_loss), "logits labels"),
+            ("losses.entmax_stats", gradient(margin_and_loss), "logits labels"),
+        ]
+    ]
+    sparse[0] = replace(sparse[0], layouts=("one chip", "rows over 4"))
+    binary = Case("losses.sparsemax_loss", gradient(losses.sparsemax_loss), None, "logits targets")
+    return [*maps, *core, *with_peer, *without_peer, *sparse, binary]
 
 
 def left_out(names: list[str]) -> set[str]:
@@ -261,9 +283,9 @@ def left_out(names: list[str]) -> set[str]:
         for name, value in vars(module).items()
         if callable(value) and not inspect.isclass(value) and not name.startswith("_")
     }
-    # These two take no arrays: every_option and every derivative rule run them. What is in
+    # These take no arrays; every_option and every derivative rule run the first two. What is in
     # `hierarchical` has a module of its own beside this.
-    return public - compiled - {"chain", "custom_vjp"}
+    return public - compiled - {"chain", "custom_vjp", "losses.make_fenchel_young_loss"}
 
 
 def shapes(case: Case, dtype: str, mesh: Mesh, sharded: str | None) -> list[jax.ShapeDtypeStruct]:

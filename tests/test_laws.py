@@ -257,7 +257,15 @@ def test_sixteen_bits(case: Case):
 
     got, slope = quick(run)(rounded, inputs)
     true = truth(case, inputs | {first: np.asarray(rounded, np.float32)})
-    maps = ("softmax", "log_softmax", "logsumexp", "sparsemax", "entmax", "entmax_traced", "smooth_labels")
+    maps = (
+        "softmax",
+        "log_softmax",
+        "logsumexp",
+        "sparsemax",
+        "entmax",
+        "entmax_traced",
+        "smooth_labels",
+    )
     assert jax.tree.leaves(got)[0].dtype == (jnp.bfloat16 if case.name in maps else jnp.float32)
     assert slope.dtype == jnp.bfloat16
     eps = float(jnp.finfo(jnp.bfloat16).eps)

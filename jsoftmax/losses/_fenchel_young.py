@@ -65,7 +65,7 @@ def loss_of_rows(
                 else Row(loss)
             )
 
-        return solve(use, form.n, v, *options)
+        return solve(use, form.n, v, *options, dominated=True)
 
     return by_chunks(chunk, v, labels, temperature, alpha, empty)
 

@@ -272,8 +272,8 @@ def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., Array]
 
     Returns:
         `loss(scores, targets, *args, **kwargs)` of `[*batch, classes]` each: losses `[*batch]`, float32
-        or wider. A target of 0 costs nothing on a −inf score. `Ω(q)`, which no score can change, is left
-        out: `fenchel_young_loss` has it, and its digits near 0.
+        or wider. A target of 0 costs nothing on a −inf score. `Ω(q)`, which no score can change, is
+        left out: `fenchel_young_loss` has it, and its digits near 0.
 
     Gradient: that of `max_fun`, minus the targets. The AD modes of `max_fun`.
 

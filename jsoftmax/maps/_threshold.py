@@ -80,16 +80,18 @@ class Whole:
             return jnp.minimum(jnp.maximum(y, 0) * 1e30, 1)
         return (jnp.maximum(y, 0) * (1 / self.n)) ** (self.n - 1)
 
-    def step(self, s: Array, slope: Array) -> Array:
-        """`n (s^(1/n) − 1) s^(1 − 1/n) / slope`."""
+    def step(self, excess: Array, slope: Array) -> Array:
+        """Newton's step for a sum of `s = 1 + excess`: `n (s^(1/n) − 1) s^(1 − 1/n) / slope`."""
         if self.n == 1:
-            return (s - 1) / slope
-        root = jnp.sqrt(s) if self.n == 2 else s ** (1 / self.n)
-        return self.n * (root - 1) * (s / root) / slope
+            return excess / slope
+        root = jnp.sqrt(1 + excess) if self.n == 2 else (1 + excess) ** (1 / self.n)
+        # `s^(1/n) − 1` without cancellation.
+        beyond = excess / sum((root**j for j in range(1, self.n)), jnp.ones_like(root))
+        return self.n * beyond * ((1 + excess) / root) / slope
 
-    def done(self, s: Array) -> Array:
+    def done(self, excess: Array) -> Array:
         """For n = 1 a step is exact once the support is; otherwise each squares the error."""
-        return s - 1 <= (_exact if self.n == 1 else _near)(s.dtype)
+        return excess <= (_exact if self.n == 1 else _near)(excess.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,17 +150,18 @@ class Traced:
         near = self._near_one()
         return jnp.where(near, y, y - 1 / jnp.where(near, 1, self.a))
 
-    def step(self, s: Array, slope: Array) -> Array:
-        """`(s^a − 1)/a · s^(1 − a) / slope`, at a = 0 `log s`."""
-        a, log_s = self.a[..., 0], jnp.log(s)
+    def step(self, excess: Array, slope: Array) -> Array:
+        """For `s = 1 + excess`, `(s^a − 1)/a · s^(1 − a) / slope`; at a = 0 `log s`."""
+        a, log_s = self.a[..., 0], jnp.log1p(excess)
         w = a * log_s
         tiny = jnp.abs(w) < 1e-3
         ratio = jnp.where(tiny, 1 + w / 2 + w * w / 6, jnp.expm1(w) / jnp.where(tiny, 1, w))
         return log_s * ratio * jnp.exp((1 - a) * log_s) / slope
 
-    def done(self, s: Array) -> Array:
+    def done(self, excess: Array) -> Array:
         """At α = 2 a step is exact once the support is; nearer to 1 each squares the error."""
-        return s - 1 <= jnp.where(self.a[..., 0] > 0.75, _exact(s.dtype), _near(s.dtype))
+        dtype = excess.dtype
+        return excess <= jnp.where(self.a[..., 0] > 0.75, _exact(dtype), _near(dtype))
 
 
 register(Whole)
@@ -169,26 +172,34 @@ Family = Whole | Traced
 
 
 def distribution(
-    family: Family, gaps: Array, zero: Array, fold: bool
+    family: Family, gaps: Array, zero: Array, fold: bool, dominated: bool
 ) -> tuple[Array, Array]:
     """The probabilities of rows of gaps `[*batch, classes]`, and how far each gap is above `σ`.
 
     A row with a NaN, or without a class, is NaN.
 
-    `zero` is 0 for each row, laid out over devices as they are; `fold` says whether the class axis may be
-    folded: not where a mesh axis shards it.
+    Args:
+        family: What is known of α.
+        gaps: Of each class to the largest score, in units of the temperature.
+        zero: 0 for each row, laid out over devices as they are.
+        fold: Whether the class axis may be folded: not where a mesh axis shards it.
+        dominated: Whether the digits of the small probabilities beside a large one are wanted, for an
+            α that is known: a loss is made of those.
     """
     held, g = jax.lax.stop_gradient((family, gaps))
     sigma = zero + jnp.asarray(held.start(), g.dtype)
     columns = _COLUMNS[g.shape[-1] >= _SHORT]
     if fold and g.shape[-1] >= _FOLDS * columns:
-        sigma = _search(held, _column_maxima(g, columns), sigma, lambda s: s < 1.01)
+        sigma = _search(held, _column_maxima(g, columns), sigma, lambda excess: excess < 0.01)
     sigma = _search(held, g, sigma, held.done)
     # From the differences, not from `σ`: where many small probabilities stand beside a large one, their
     # sum shows more digits than `σ` has.
     y = gaps - row(sigma)
     for _ in range(family.steps):
-        y = y - row(family.step(*_sums(family, y)))
+        excess, slope = _sums(family, y)
+        if dominated and isinstance(family, Whole):
+            excess = _excess(family.n, y, excess)
+        y = y - row(family.step(excess, slope))
     p = family.probabilities(y)
     p = p / row(jnp.sum(p, axis=-1))
     if isinstance(family, Whole):
@@ -197,13 +208,28 @@ def distribution(
     made = jax.lax.cond(
         jnp.any(steeper), lambda: steep(jnp.where(steeper, family.a, 1), gaps, zero), lambda: (p, y)
     )
-    return jax.tree.map(functools.partial(jnp.where, steeper), made, (p, y))
+    p, y = jax.tree.map(functools.partial(jnp.where, steeper), made, (p, y))
+    return jnp.where(row(jnp.any(jnp.isnan(gaps), axis=-1)), jnp.nan, p), y
 
 
 def _sums(family: Family, y: Array) -> tuple[Array, Array]:
+    """The sum of the probabilities less 1, and that of the slopes."""
     # Two readers of the same numbers, kept apart: XLA:CPU would store what they share.
     slopes = family.slopes(behind(y))
-    return jnp.sum(family.probabilities(y), axis=-1), jnp.sum(slopes, axis=-1)
+    return jnp.sum(family.probabilities(y), axis=-1) - 1, jnp.sum(slopes, axis=-1)
+
+
+def _excess(n: int, y: Array, plain: Array) -> Array:
+    """The sum of the probabilities less 1: where one has most of it, without cancellation."""
+    family = Whole(n)
+    top = jax.lax.stop_gradient(jnp.max(y, axis=-1, keepdims=True, initial=-jnp.inf))
+    lead = jax.lax.stop_gradient(y) >= top
+    most = jnp.sum(jnp.where(lead, y, 0), axis=-1)
+    others = jnp.sum(jnp.where(lead, 0, family.probabilities(y)), axis=-1)
+    # Below 2/3 the maximum may be one of several.
+    large = family.probabilities(top[..., 0]) > 2 / 3
+    lacks = jnp.expm1(n * jnp.log1p(jnp.where(large, most - n, 0) / n))
+    return jnp.where(large, others + lacks, plain)
 
 
 def _search(family: Family, g: Array, sigma: Array, done: Callable[[Array], Array]) -> Array:
@@ -214,10 +240,10 @@ def _search(family: Family, g: Array, sigma: Array, done: Callable[[Array], Arra
 
     def step(carry: Any) -> Any:
         count, active, sigma = carry
-        s, slope = _sums(family, g - row(sigma))
-        further = sigma + family.step(s, slope)
+        excess, slope = _sums(family, g - row(sigma))
+        further = sigma + family.step(excess, slope)
         moves = active & (further > sigma)
-        return count + 1, moves & ~done(s), jnp.where(moves, further, sigma)
+        return count + 1, moves & ~done(excess), jnp.where(moves, further, sigma)
 
     return jax.lax.while_loop(going, step, (0, jnp.ones_like(sigma, bool), sigma))[2]
 

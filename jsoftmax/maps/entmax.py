@@ -41,28 +41,22 @@ def solve(
     temperature: Array | None,
     alpha: Array | None,
     empty: Array | None,
+    dominated: bool = False,
 ) -> Any:
     """What `use` makes of the entmax of rows, and of how far each gap is above the threshold.
 
-    For `α = 1 + 1/n`, or for `alpha` `[*batch, 1]`.
+    For `α = 1 + 1/n`, or for `alpha` `[*batch, 1]`; `dominated` as in `distribution`.
     """
     family = Whole(n) if alpha is None else Traced(alpha - 1)
     fold = jax.typeof(v).sharding.spec[-1:] in ((), (None,)) and isinstance(v.shape[-1], int)
 
-    def careful() -> Any:
-        m = maximum(v)
-        p, y = distribution(family, gaps(v, m, temperature), jnp.zeros_like(m), fold)
-        several = (m == jnp.inf) & (total((v == jnp.inf).astype(p.dtype)) > 1)
-        p = p * row(nan_unless(~several, p.dtype))
-        return use(family, p if empty is None else jnp.where(row(empty), 0, p), y)
-
-    if temperature is not None or empty is not None:
-        return careful()
     m = maximum(v)
-    p, y = distribution(family, wide(v) - row(m), jnp.zeros_like(m), fold)
-    # Infinities give NaN in plain arithmetic, all over their row; then all is done again.
-    odd = jnp.any(jnp.isnan(p[..., :1] if fold else p))
-    return jax.lax.cond(odd, careful, lambda: use(family, p, y))
+    g = gaps(v, m, temperature)
+    p, y = distribution(family, g, jnp.zeros_like(m), fold, dominated)
+    # Only beside +inf may several classes share a gap of 0 without sharing the row.
+    several = (m == jnp.inf) & (total((g == 0).astype(p.dtype)) > 1)
+    p = p * row(nan_unless(~several, p.dtype))
+    return use(family, p if empty is None else jnp.where(row(empty), 0, p), y)
 
 
 @functools.partial(custom_vjp, nondiff_argnums=(0, 1))
