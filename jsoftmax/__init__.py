@@ -2,6 +2,7 @@
 
 from jsoftmax import hierarchical as hierarchical
 from jsoftmax import losses as losses
+from jsoftmax import sampling as sampling
 from jsoftmax.autodiff import custom_vjp as custom_vjp
 from jsoftmax.dense import cross_entropy as cross_entropy
 from jsoftmax.dense import row_stats as row_stats

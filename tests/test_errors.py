@@ -25,6 +25,22 @@ CE = jsoftmax.cross_entropy
 # what is called, the exception, its whole text
 EXACT: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
+        lambda: jsoftmax.entmax(Z, 0.5),
+        ValueError,
+        "entmax: alpha must be at least 1, got 0.5; choose a value in range.",
+    ),
+    (
+        lambda: losses.entmax_loss(Z, Y, Q[0]),
+        ValueError,
+        "entmax_loss: alpha must be a scalar or have shape [*batch] = [4], got [3]; one value per row.",
+    ),
+    (
+        lambda: losses.multiclass_sparsemax_loss(Z, Q),
+        TypeError,
+        "multiclass_sparsemax_loss: labels must have an integer dtype, got float32; distributions go "
+        "to fenchel_young_loss.",
+    ),
+    (
         lambda: CE(Z, Y[:, None]),
         ValueError,
         "cross_entropy: labels must have shape [*batch] = [4] to match logits [4, 3], got [4, 1]; "
@@ -302,6 +318,8 @@ TRACED: dict[str, tuple[Callable[[Any, Any], Any], Any]] = {
     "gamma of sigmoid": (lambda z, x: losses.sigmoid_focal_loss(z, Q, gamma=x)[:, 0], -1.0),
     "q": (lambda z, x: losses.generalized_cross_entropy(z, Y, q=x), 1.5),
     "alpha": (lambda z, x: losses.smooth_labels(z, x)[:, 0], 1.5),
+    "alpha of entmax": (lambda z, x: jsoftmax.entmax(z, x)[:, 0], 0.5),
+    "alpha of entmax_loss": (lambda z, x: losses.entmax_loss(z, Y, x), 0.5),
 }
 
 

@@ -264,6 +264,8 @@ def test_sixteen_bits(case: Case):
         "sparsemax",
         "entmax",
         "entmax_traced",
+        "gumbel_softmax",
+        "reinmax",
         "smooth_labels",
     )
     assert jax.tree.leaves(got)[0].dtype == (jnp.bfloat16 if case.name in maps else jnp.float32)
