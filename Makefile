@@ -5,9 +5,10 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 TPU_ARGS ?=
-# `make bench TORCH= GENSIM=` leaves these out.
+# `make bench TORCH= GENSIM= ENTMAX=` leaves these out.
 TORCH ?= torch==2.13.0
 GENSIM ?= gensim==4.4.0
+ENTMAX ?= entmax==1.3
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -15,7 +16,7 @@ ENVIRONMENTS = .venv .venv-oldest .venv-bench .venv-tpu
 IN_VENV = .venv/bin/python
 PYTEST = -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: help demo test test-slow test-oldest lint format doctest docs bench bench-hierarchical tpu-compile clean
+.PHONY: help demo test test-slow test-oldest lint format doctest docs bench bench-sparse bench-hierarchical tpu-compile clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -54,6 +55,12 @@ bench: .venv-bench/ready  ## accuracy and speed beside jax.nn, optax and torch (
 	@.venv-bench/bin/python -m benchmarks.accuracy $(BENCH_ARGS)
 	@.venv-bench/bin/python -m benchmarks.speed $(BENCH_ARGS)
 
+bench-sparse: .venv-bench/ready  ## sparsemax, entmax and sampling beside optax, jax.random, torch and the entmax package
+	@.venv-bench/bin/python -m benchmarks.entmax $(BENCH_ARGS)
+	@.venv-bench/bin/python -m benchmarks.sampling $(BENCH_ARGS)
+	@.venv-bench/bin/python -m benchmarks.estimators
+	@test -z "$(ENTMAX)" || .venv-bench/bin/python -m benchmarks.entmax_suite
+
 bench-hierarchical: .venv-bench/ready  ## trees and adaptive softmax beside a full softmax, torch and gensim
 	@.venv-bench/bin/python -m benchmarks.hierarchical $(BENCH_ARGS)
 	@.venv-bench/bin/python -m benchmarks.adaptive $(BENCH_ARGS)
@@ -86,6 +93,8 @@ clean:  ## remove the environments and everything built
 	@.venv-bench/bin/python -m pip install --quiet --editable .
 	@test -z "$(TORCH)" || .venv-bench/bin/python -m pip install --quiet $(TORCH) \
 	  || echo "$(TORCH) does not install here: its column stays empty"
+	@test -z "$(ENTMAX)" || .venv-bench/bin/python -m pip install --quiet $(ENTMAX) pytest \
+	  || echo "$(ENTMAX) does not install here: its columns stay empty"
 	@.venv-bench/bin/python -m pip install --quiet matplotlib $(GENSIM) \
 	  || echo "$(GENSIM) does not install here: make bench-hierarchical GENSIM= goes without"
 	@touch $@

@@ -366,3 +366,44 @@ def test_heads_are_compared(sources: Path, environment: dict[str, str], tmp_path
         assert name in text
     assert "adaptive: a step takes" in text
     assert (tmp_path / "heads.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        "gumbel",
+        pytest.param("straight_through", marks=pytest.mark.slow),
+        pytest.param("hard", marks=pytest.mark.slow),
+        pytest.param("rao_blackwell", marks=pytest.mark.slow),
+        pytest.param("reinmax", marks=pytest.mark.slow),
+    ],
+)
+def test_discrete_vae_learns_and_is_compiled_once(
+    estimator: str, environment: dict[str, str], tmp_path: Path
+):
+    script = [sys.executable, "-W", "error", str(EXAMPLES / "discrete_vae.py")]
+    text = output([*script, "--steps=60", f"--estimator={estimator}", f"--out={tmp_path}"], environment)
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["curves"]["traces"] == 1
+    assert len(set(found["curves"]["temperature"])) == len(found["curves"]["loss"]) == 60
+    assert found["after"]["elbo"] > found["before"]["elbo"] + 1
+    after = found["after"]
+    assert after["elbo"] == pytest.approx(-after["reconstruction"] - after["kl"])
+    assert "compiled 1 time" in text
+    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_sparse_attention_is_sparse(environment: dict[str, str], tmp_path: Path):
+    script = [sys.executable, "-W", "error", str(EXAMPLES / "sparse_attention.py")]
+    text = output([*script, "--steps=40", f"--out={tmp_path}"], environment)
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    zeros = [found[name]["share_of_zeros"] for name in ("softmax", "entmax 1.5", "sparsemax")]
+    # Those of a softmax are powers that underflow.
+    assert zeros[0] < 0.05 < 0.3 < zeros[1] < zeros[2]
+    for row in found.values():
+        assert row["loss"][-1] < 0.9 * row["loss"][0]
+    learned = found["learned α"]["alpha"]
+    assert all(1 < alpha < 2 and alpha != 1.5 for alpha in learned)
+    assert "of the rows are masked altogether" in text
+    assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
