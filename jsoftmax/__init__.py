@@ -6,6 +6,9 @@ from jsoftmax import sampling as sampling
 from jsoftmax.autodiff import custom_vjp as custom_vjp
 from jsoftmax.dense import cross_entropy as cross_entropy
 from jsoftmax.dense import row_stats as row_stats
+from jsoftmax.linear import chunked as chunked
+from jsoftmax.linear import linear_cross_entropy as linear_cross_entropy
+from jsoftmax.linear import linear_row_stats as linear_row_stats
 from jsoftmax.maps import entmax as entmax
 from jsoftmax.maps import log_softmax as log_softmax
 from jsoftmax.maps import logsumexp as logsumexp

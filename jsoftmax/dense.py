@@ -97,21 +97,20 @@ def cross_entropy(
     """
     name = "cross_entropy"
     logits, labels, axes = _checked(name, logits, labels, axis, where, ignore_index)
-    transform = _transforms(name, transform, softcap)
-    for option, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss)):
-        _checks.scalar(name, option, value)
-    _checks.number(name, "label_smoothing", label_smoothing, lambda e: 0 <= e <= 1, "in [0, 1]")
+    transform = joined_transforms(name, transform, softcap)
+    batch = _batch(logits.shape, axes)
+    smoothing, z_coefficient = loss_numbers(name, label_smoothing, z_loss)
     if class_weights is not None:
-        shape = (*_batch(logits.shape, axes), _classes(logits.shape, axes))
+        shape = (*batch, _classes(logits.shape, axes))
         _checks.class_vector(name, "class_weights", jnp.shape(class_weights), shape)
-    return _cross_entropy(
+    return row_losses(
         logits,
         labels,
         where,
-        _temperature(name, temperature, logits.shape, axes),
+        checked_temperature(name, temperature, batch),
         transform,
-        _checks.unless_neutral(label_smoothing, 0),
-        _checks.unless_neutral(z_loss, 0),
+        smoothing,
+        z_coefficient,
         class_weights,
         ignore_index,
         axis=axes,
@@ -171,24 +170,22 @@ def row_stats(
     """
     name = "row_stats"
     logits, labels, axes = _checked(name, logits, labels, axis, where, ignore_index)
-    transform = _transforms(name, transform, softcap)
-    for wanted in statistics or ():
-        _checks.one_of(name, "statistics", wanted, RowStats.names())
-    return _row_stats(
+    transform = joined_transforms(name, transform, softcap)
+    return statistics_of_rows(
         logits,
         labels,
         where,
-        _temperature(name, temperature, logits.shape, axes),
+        checked_temperature(name, temperature, _batch(logits.shape, axes)),
         transform,
         ignore_index,
         axis=axes,
         axis_name=axis_name,
-        statistics=frozenset(RowStats.names() if statistics is None else statistics),
+        statistics=wanted_statistics(name, statistics),
     )
 
 
 @functools.partial(jax.jit, static_argnames=("axis", "axis_name"))
-def _cross_entropy(
+def row_losses(
     logits: Array,
     labels: Array,
     where: Array | None,
@@ -202,6 +199,7 @@ def _cross_entropy(
     axis: tuple[int, ...],
     axis_name: str | None,
 ) -> Array:
+    """The formula of `cross_entropy`; `None` stands for what changes nothing."""
     logits, labels, where = rows(logits, labels, where, axis)
     dtype = accumulator(logits.dtype)
     indices = are_indices(labels)
@@ -237,7 +235,7 @@ def _cross_entropy(
 
 
 @functools.partial(jax.jit, static_argnames=("axis", "axis_name", "statistics"))
-def _row_stats(
+def statistics_of_rows(
     logits: Array,
     labels: Array,
     where: Array | None,
@@ -249,6 +247,7 @@ def _row_stats(
     axis_name: str | None,
     statistics: frozenset[str],
 ) -> RowStats:
+    """What `row_stats` returns; `None` stands for what changes nothing."""
     logits, labels, where = rows(logits, labels, where, axis)
     empty = all_masked(where, logits, axis_name)
     t = row_temperature(temperature, logits)
@@ -312,17 +311,34 @@ def _classes(shape: Shape, axes: tuple[int, ...]) -> int:
     return math.prod(shape[a] for a in axes)
 
 
-def _temperature(
-    name: str, temperature: ArrayLike, shape: Shape, axes: tuple[int, ...]
-) -> ArrayLike | None:
+def checked_temperature(name: str, temperature: ArrayLike, batch: Shape) -> ArrayLike | None:
+    """The temperature of a loss, `None` for one that changes nothing."""
     _checks.number(name, "temperature", temperature, lambda t: t >= 0, "at least 0")
-    _checks.per_row(name, "temperature", temperature, _batch(shape, axes))
+    _checks.per_row(name, "temperature", temperature, batch)
     return _checks.unless_neutral(temperature, 1)
 
 
-def _transforms(
+def loss_numbers(
+    name: str, label_smoothing: ArrayLike, z_loss: ArrayLike
+) -> tuple[ArrayLike | None, ArrayLike | None]:
+    """The coefficients of the smoothing and the z-loss, `None` for those that change nothing."""
+    for option, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss)):
+        _checks.scalar(name, option, value)
+    _checks.number(name, "label_smoothing", label_smoothing, lambda e: 0 <= e <= 1, "in [0, 1]")
+    return _checks.unless_neutral(label_smoothing, 0), _checks.unless_neutral(z_loss, 0)
+
+
+def wanted_statistics(name: str, statistics: tuple[str, ...] | None) -> frozenset[str]:
+    """The statistics asked for, all by default."""
+    for wanted in statistics or ():
+        _checks.one_of(name, "statistics", wanted, RowStats.names())
+    return frozenset(RowStats.names() if statistics is None else statistics)
+
+
+def joined_transforms(
     name: str, transform: LogitTransform | None, softcap: ArrayLike | None
 ) -> LogitTransform | None:
+    """The transform and the softcap after it, as one transform."""
     if transform is not None:
         check_transform(name, transform)
     if softcap is None:

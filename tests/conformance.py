@@ -42,6 +42,7 @@ from tests.cases import (
 )
 from tests.entmax_cases import ENTMAX
 from tests.hierarchical_cases import HIERARCHICAL
+from tests.linear_cases import LINEAR
 from tests.sampling_cases import SAMPLING
 
 STATISTICS = tuple(name for name in jsoftmax.RowStats.names() if name != "correct")
@@ -313,6 +314,7 @@ CASES = (
     *ENTMAX,
     *HIERARCHICAL,
     *SAMPLING,
+    *LINEAR,
 )
 
 

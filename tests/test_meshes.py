@@ -33,8 +33,9 @@ def specs(case: Case, rows: str | None, classes: str | None) -> dict[str, P]:
     """How the arguments lie on the mesh; what has neither rows nor classes is replicated."""
 
     def spec(name: str, x: np.ndarray) -> P:
-        axes = [rows] if case.rowwise(name) else []
-        axes += [classes] if case.has_classes(name) else []
+        axes: list[str | None] = [rows] if case.rowwise(name) else []
+        if case.has_classes(name):
+            axes = [*axes, *[None] * (x.ndim - 1 - len(axes)), classes]
         return P(*axes) if case.rowwise(name) or len(axes) == x.ndim else P()
 
     return {name: spec(name, x) for name, x in case.inputs().items()}

@@ -1,0 +1,105 @@
+"""The options of a loss, told apart by whether they have rows: a chunk gets its own of those.
+
+Imports `dense`, `transforms`, `_labels`, `_numerics`, `_checks`.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jsoftmax import _checks
+from jsoftmax._labels import are_indices
+from jsoftmax._numerics import row, widened
+from jsoftmax._typing import Array, ArrayLike, Shape
+from jsoftmax.dense import joined_transforms
+from jsoftmax.transforms import LogitTransform
+
+# What is one number per row in the transforms of this package, where it is an array.
+_ROW_FIELDS = ("value", "cap", "scale", "margin")
+
+
+class Dealt:
+    """The options of a loss: what has rows, what all rows share, and the way back."""
+
+    def __init__(self, hidden: Array, *options: Any):
+        batch = hidden.shape[:-1]
+        labels, where, temperature, transform = options
+        where_rows = None
+        if where is not None and math.prod(where.shape[:-1]) == 1:
+            where = jnp.reshape(where, where.shape[-1:])
+        elif where is not None:
+            where_rows, where = jnp.broadcast_to(where, (*batch, where.shape[-1])), None
+        per_row = temperature is not None and jnp.ndim(temperature) > 0
+        leaves, self.treedef = jax.tree.flatten_with_path(transform)
+        rows = [_is_per_row(path, leaf, batch) for path, leaf in leaves]
+        self.rowwise = (
+            labels,
+            where_rows,
+            temperature if per_row else None,
+            [leaf if here else None for (_, leaf), here in zip(leaves, rows, strict=True)],
+        )
+        self.shared = (
+            where,
+            None if per_row else temperature,
+            [None if here else leaf for (_, leaf), here in zip(leaves, rows, strict=True)],
+        )
+
+    def whole(self, rowwise: Any, shared: Any) -> tuple[Any, ...]:
+        """The labels, mask, temperature and transform of some rows."""
+        labels, where_rows, temperatures, leaves = rowwise
+        where, temperature, shared_leaves = shared
+        both = zip(leaves, shared_leaves, strict=True)
+        transform = jax.tree.unflatten(self.treedef, [b if a is None else a for a, b in both])
+        return (
+            labels,
+            where if where_rows is None else where_rows,
+            temperature if temperatures is None else temperatures,
+            transform,
+        )
+
+
+def counting(hidden: Array, labels: Array, ignore_index: Any) -> tuple[Array, Array, Array | None]:
+    """Hidden vectors that are 0 in rows that do not count, labels that cannot wrap, and those rows."""
+    if not are_indices(labels):
+        return hidden, labels, None
+    labels = widened(labels)
+    if ignore_index is None:
+        return hidden, labels, None
+    ignored = labels == ignore_index
+    # Not only the loss: 0 · NaN would reach the kernel's gradient.
+    return jnp.where(row(ignored), 0, hidden), labels, ignored
+
+
+def _is_per_row(path: Any, leaf: Any, batch: Shape) -> bool:
+    """Whether a number of a transform is one for each row; a class prior never is."""
+    prior = bool(path) and getattr(path[-1], "name", None) == "log_prior"
+    return bool(batch) and jnp.shape(leaf) == batch and not prior
+
+
+def checked_labels(
+    name: str, hidden: Array, kernel: Array, labels: ArrayLike, where: Any, ignore_index: Any
+) -> Array:
+    """Labels that fit the product, and so the mask; refuses others."""
+    y, logits = _checks.array(labels), (*hidden.shape[:-1], kernel.shape[1])
+    match = f"hidden {list(hidden.shape)} and kernel {list(kernel.shape)}"
+    indices = _checks.labels(name, logits, hidden.shape[:-1], y, match)
+    _checks.mask(name, logits, where, "hidden @ kernel")
+    _checks.ignored(name, ignore_index, indices)
+    return y
+
+
+def checked_transform(
+    name: str, transform: Any, softcap: ArrayLike | None, batch: Shape, classes: int
+) -> LogitTransform | None:
+    """The transform and softcap as one; refuses arrays that could be of rows or of classes."""
+    joined = joined_transforms(name, transform, softcap)
+    for path, leaf in jax.tree.leaves_with_path(joined):
+        field = getattr(path[-1], "name", None)
+        if batch == (classes,) and _is_per_row(path, leaf, batch) and field not in _ROW_FIELDS:
+            raise ValueError(
+                f"{name}: transform must say of {field} {list(batch)} whether it has rows or classes, "
+                "got as many rows as classes; add an axis of 1 to hidden and labels."
+            )
+    return joined

@@ -1,0 +1,343 @@
+"""Cross-entropy and row statistics of `hidden @ kernel + bias`, without the logits in memory.
+
+The formulas are those of `dense`, of one chunk of rows at a time.
+
+Imports `chunked`, `_options`, `_walk`, `dense`, `statistics`, `transforms`, `_numerics`, `_checks`.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jsoftmax import _checks
+from jsoftmax._numerics import accumulator, scaled
+from jsoftmax._typing import Array, ArrayLike
+from jsoftmax.dense import (
+    checked_temperature,
+    loss_numbers,
+    row_losses,
+    statistics_of_rows,
+    wanted_statistics,
+)
+from jsoftmax.linear._options import Dealt, checked_labels, checked_transform, counting
+from jsoftmax.linear._walk import common
+from jsoftmax.linear.chunked import check_chunks, check_product, walked
+from jsoftmax.statistics import RowStats
+from jsoftmax.transforms import LogitTransform
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    softcap: ArrayLike | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    z_loss: ArrayLike = 0.0,
+    class_weights: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    transform: LogitTransform | None = None,
+    weights: ArrayLike | None = None,
+    reduction: str = "mean",
+    denominator: ArrayLike | None = None,
+    chunk_size: int | None = None,
+    accum_dtype: Any = None,
+    axis_name: str | None = None,
+) -> Array:
+    r"""Cross-entropy of the softmax of `hidden @ kernel + bias`, which is never held as a whole.
+
+    .. math:: \frac{\sum_i w_i \, \ell(\text{hidden}_i \cdot \text{kernel} + \text{bias}, y_i)}
+        {\sum_i w_i}
+
+    with `ℓ` of `cross_entropy`. The rows are walked in chunks. A mean or a sum makes its gradient
+    together with the value, in three matrix products; one value per row makes the logits of a chunk
+    again for the gradient. Without differentiation there is one product.
+
+    Args:
+        hidden: `[*batch, features]`, floating.
+        kernel: `[features, classes]`, floating; `embedding.T` costs no copy.
+        labels: Class indices `[*batch]`, or distributions `[*batch, classes]` of a floating dtype.
+        bias: `[classes]`.
+        where: Which classes take part: bool, broadcastable to `[*batch, classes]`.
+        temperature: As in `cross_entropy`, and so are `softcap`, `label_smoothing`, `z_loss`,
+            `class_weights`, `ignore_index` and `transform`.
+        softcap: `c > 0`.
+        label_smoothing: `ε` in [0, 1].
+        z_loss: The coefficient of `log² Z`.
+        class_weights: `[classes]`.
+        ignore_index: The label of rows that do not count, whatever `hidden` holds there.
+        transform: A `LogitTransform`. Those of its arrays with the shape `[*batch]` are one number
+            per row, all others the same for all rows.
+        weights: `w [*batch]`, of any real or bool dtype; 1 each by default.
+        reduction: "mean", "sum" (`Σ w ℓ`) or "none" (`w ℓ`, `[*batch]`).
+        denominator: What a mean is divided by, a scalar, in place of the sum of the weights of the
+            rows that count.
+        chunk_size: The rows of a chunk at most; by default an eighth of them, and no fewer than 64,
+            or than make 2²² logits.
+        accum_dtype: The dtype in which the gradients of `kernel` and `bias` are summed over the
+            chunks; float32 or wider by default.
+        axis_name: The mesh axis that shards the classes inside `shard_map`: `kernel`, `bias`,
+            `where`, `class_weights` and distributions are local shards, class indices are global.
+
+    Returns:
+        A scalar or `[*batch]`, in nats, float32 or wider, as `cross_entropy` of the logits gives it:
+        NaN, and NaN gradients, for an index outside [0, classes). A mean of nothing is 0.
+
+    Gradient: that of the formula, in every floating argument; that of `kernel` is NaN if a row's is.
+    Every AD mode and order, in the memory of a chunk.
+
+    Raises:
+        TypeError: For a dtype that does not fit.
+        ValueError: For shapes that do not fit each other or options out of range.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from jsoftmax import linear_cross_entropy
+        >>> hidden, kernel = jnp.ones((2, 3)), jnp.eye(3, 5)
+        >>> labels = jnp.array([0, 4])
+        >>> print(linear_cross_entropy(hidden, kernel, labels).round(4))
+        1.818
+        >>> print(jax.grad(linear_cross_entropy)(hidden, kernel, labels).round(3)[1])
+        [0.134 0.134 0.134]
+
+    References:
+        Wijmans et al., Cut your losses in large-vocabulary language models, 2024; Hsu et al., Liger
+        kernel, 2024.
+    """
+    name = "linear_cross_entropy"
+    hidden, kernel = check_product(name, hidden, kernel, bias)
+    labels = checked_labels(name, hidden, kernel, labels, where, ignore_index)
+    batch, classes = hidden.shape[:-1], kernel.shape[1]
+    smoothing, z_coefficient = loss_numbers(name, label_smoothing, z_loss)
+    if class_weights is not None:
+        _checks.vector(name, "class_weights", class_weights, "classes", classes)
+    _checks.one_of(name, "reduction", reduction, REDUCTIONS)
+    if weights is not None and jnp.shape(weights) != batch:
+        raise ValueError(
+            f"{name}: weights must have shape [*batch] = {list(batch)} to match hidden "
+            f"{list(hidden.shape)}, got {list(jnp.shape(weights))}; broadcast them explicitly."
+        )
+    if denominator is not None:
+        _checks.scalar(name, "denominator", denominator)
+        if reduction != "mean":
+            raise ValueError(
+                f"{name}: denominator must be None for reduction {reduction!r}, got {denominator!r}; "
+                "divide the result."
+            )
+    check_chunks(name, chunk_size, accum_dtype)
+    return _linear_cross_entropy(
+        hidden,
+        kernel,
+        labels,
+        bias,
+        where,
+        checked_temperature(name, temperature, batch),
+        checked_transform(name, transform, softcap, batch, classes),
+        smoothing,
+        z_coefficient,
+        class_weights,
+        ignore_index,
+        weights,
+        denominator,
+        reduction=reduction,
+        chunk_size=None if chunk_size is None else int(chunk_size),
+        accum_dtype=None if accum_dtype is None else jnp.dtype(accum_dtype),
+        axis_name=axis_name,
+    )
+
+
+def linear_row_stats(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    softcap: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    transform: LogitTransform | None = None,
+    statistics: tuple[str, ...] | None = None,
+    chunk_size: int | None = None,
+    accum_dtype: Any = None,
+    axis_name: str | None = None,
+) -> RowStats:
+    r"""`row_stats` of `hidden @ kernel + bias`, which is never held as a whole.
+
+    Args:
+        hidden: `[*batch, features]`, floating.
+        kernel: `[features, classes]`, floating.
+        labels: Class indices `[*batch]` or distributions `[*batch, classes]`.
+        bias: `[classes]`.
+        where: As in `row_stats`, and so are `temperature`, `softcap`, `ignore_index`, `transform`
+            and `statistics`.
+        temperature: `T ≥ 0`.
+        softcap: `c > 0`.
+        ignore_index: The label of rows that do not count, whatever `hidden` holds there.
+        transform: A `LogitTransform`; see `linear_cross_entropy`.
+        statistics: The names of the fields to compute; all by default. Name those you need: outside
+            `jit` an unused one costs time.
+        chunk_size: The rows of a chunk at most; see `linear_cross_entropy`.
+        accum_dtype: The dtype in which the gradients of `kernel` and `bias` are summed.
+        axis_name: The mesh axis that shards the classes.
+
+    Returns:
+        A `RowStats` of `[*batch]` arrays; an ignored row's are those of logits equal to the bias.
+
+    Gradient: of every floating field in every floating argument. Every AD mode and order, in the
+    memory of a chunk.
+
+    Raises:
+        TypeError: For a dtype that does not fit.
+        ValueError: For shapes that do not fit each other or options out of range.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jsoftmax import linear_row_stats
+        >>> s = linear_row_stats(jnp.ones((1, 2)), jnp.eye(2, 3), jnp.array([0]))
+        >>> print(s.nll.round(4), s.entropy.round(4), s.correct)
+        [0.862] [1.0174] [ True]
+    """
+    name = "linear_row_stats"
+    hidden, kernel = check_product(name, hidden, kernel, bias)
+    labels = checked_labels(name, hidden, kernel, labels, where, ignore_index)
+    batch, classes = hidden.shape[:-1], kernel.shape[1]
+    check_chunks(name, chunk_size, accum_dtype)
+    return _linear_row_stats(
+        hidden,
+        kernel,
+        labels,
+        bias,
+        where,
+        checked_temperature(name, temperature, batch),
+        checked_transform(name, transform, softcap, batch, classes),
+        ignore_index,
+        statistics=wanted_statistics(name, statistics),
+        chunk_size=None if chunk_size is None else int(chunk_size),
+        accum_dtype=None if accum_dtype is None else jnp.dtype(accum_dtype),
+        axis_name=axis_name,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("reduction", "chunk_size", "accum_dtype", "axis_name"))
+def _linear_cross_entropy(
+    hidden: Array,
+    kernel: Array,
+    labels: Array,
+    bias: Any,
+    where: Any,
+    temperature: Any,
+    transform: Any,
+    smoothing: Any,
+    z_loss: Any,
+    class_weights: Any,
+    ignore_index: Any,
+    weights: Any,
+    denominator: Any,
+    *,
+    reduction: str,
+    chunk_size: int | None,
+    accum_dtype: Any,
+    axis_name: str | None,
+) -> Array:
+    hidden, labels, ignored = counting(hidden, labels, ignore_index)
+    options = Dealt(hidden, labels, where, temperature, transform)
+    dtype = accumulator(common(hidden.dtype, kernel.dtype))
+    w = None if weights is None else jnp.asarray(weights).astype(dtype)
+    if reduction == "mean":
+        count = jnp.ones(hidden.shape[:-1], dtype) if w is None else w
+        count = count if ignored is None else jnp.where(ignored, 0, count)
+        by = jnp.sum(count) if denominator is None else jnp.asarray(denominator, dtype)
+        # Scaled before the walk: the gradient that it makes is then the one asked for.
+        w = jnp.where(by == 0, 0, count / jnp.where(by == 0, 1, by))
+
+    def loss(z: Array, rowwise: Any, shared: Any) -> Array:
+        (row_options, w), (shared_options, numbers) = rowwise, shared
+        labels, where, temperature, transform = options.whole(row_options, shared_options)
+        smoothing, z_loss, class_weights, ignore_index = numbers
+        found = row_losses(
+            z,
+            labels,
+            where,
+            temperature,
+            transform,
+            smoothing,
+            z_loss,
+            class_weights,
+            ignore_index,
+            axis=(1,),
+            axis_name=axis_name,
+        )
+        return found if w is None else scaled(w, found)
+
+    return walked(
+        loss,
+        hidden,
+        kernel,
+        bias,
+        (options.rowwise, w),
+        (options.shared, (smoothing, z_loss, class_weights, ignore_index)),
+        scalar=reduction != "none",
+        chunk_size=chunk_size,
+        accum_dtype=accum_dtype,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("statistics", "chunk_size", "accum_dtype", "axis_name"))
+def _linear_row_stats(
+    hidden: Array,
+    kernel: Array,
+    labels: Array,
+    bias: Any,
+    where: Any,
+    temperature: Any,
+    transform: Any,
+    ignore_index: Any,
+    *,
+    statistics: frozenset[str],
+    chunk_size: int | None,
+    accum_dtype: Any,
+    axis_name: str | None,
+) -> RowStats:
+    hidden, labels, _ = counting(hidden, labels, ignore_index)
+    options = Dealt(hidden, labels, where, temperature, transform)
+
+    def stats(z: Array, rowwise: Any, shared: Any) -> RowStats:
+        shared_options, ignore_index = shared
+        labels, where, temperature, transform = options.whole(rowwise, shared_options)
+        made = statistics_of_rows(
+            z,
+            labels,
+            where,
+            temperature,
+            transform,
+            ignore_index,
+            axis=(1,),
+            axis_name=axis_name,
+            statistics=statistics,
+        )
+        # A rule's output without a derivative has no type that shard_map would take.
+        correct = None if made.correct is None else made.correct.astype(z.dtype)
+        return dataclasses.replace(made, correct=correct)
+
+    found = walked(
+        stats,
+        hidden,
+        kernel,
+        bias,
+        options.rowwise,
+        (options.shared, ignore_index),
+        scalar=False,
+        chunk_size=chunk_size,
+        accum_dtype=accum_dtype,
+    )
+    correct = None if found.correct is None else found.correct > 0
+    return dataclasses.replace(found, correct=correct)
