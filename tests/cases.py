@@ -28,6 +28,9 @@ class Case(NamedTuple):
     over_classes: Callable[..., Any] | None = None
     # The kind of output: "rows" [*batch], "classes" [*batch, classes], or "scalar".
     output: str = "rows"
+    # Whether another case takes the same way through the code, so that this one may wait for
+    # `make test-slow`.
+    slow: bool = False
 
     def inputs(self, seed: int = 0) -> Inputs:
         """One draw of all arguments, as NumPy arrays of at most 32 bits."""
