@@ -67,7 +67,7 @@ bench-hierarchical: .venv-bench/ready  ## trees and adaptive softmax beside a fu
 	@test -z "$(GENSIM)" || .venv-bench/bin/python -m benchmarks.gensim_updates $(BENCH_ARGS)
 
 tpu-compile: .venv-tpu/ready  ## compile every public function with the TPU compiler (needs no TPU) and check its memory
-	@.venv-tpu/bin/python -m benchmarks.tpu_compile
+	@.venv-tpu/bin/python -m benchmarks.tpu_compile $(TPU_ARGS)
 	@.venv-tpu/bin/python -m benchmarks.tpu_hierarchical $(TPU_ARGS)
 
 clean:  ## remove the environments and everything built

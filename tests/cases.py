@@ -28,9 +28,9 @@ class Case(NamedTuple):
     over_classes: Callable[..., Any] | None = None
     # The kind of output: "rows" [*batch], "classes" [*batch, classes], or "scalar".
     output: str = "rows"
-    # Whether another case takes the same way through the code, so that this one may wait for
-    # `make test-slow`.
-    slow: bool = False
+    # Whether all of its tests run by default, not a part of them: for one case of each way through
+    # the code.
+    core: bool = False
 
     def inputs(self, seed: int = 0) -> Inputs:
         """One draw of all arguments, as NumPy arrays of at most 32 bits."""

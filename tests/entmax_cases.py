@@ -118,7 +118,7 @@ ENTMAX = (
         {"x": close, "where": masks, "temperature": per_row(0.6, 1.8)},
         output="classes",
     ),
-    Case("entmax", jsoftmax.entmax, entmax, {"x": close}, output="classes", slow=True),
+    Case("entmax", jsoftmax.entmax, entmax, {"x": close}, output="classes"),
     Case(
         "entmax_traced",
         jsoftmax.entmax,
@@ -149,21 +149,18 @@ ENTMAX = (
         functools.partial(losses.entmax_loss, alpha=1.25),
         functools.partial(entmax_loss, alpha=1.25),
         {"logits": close, "labels": indices},
-        slow=True,
     ),
     Case(
         "entmax_stats",
         _loss_and_margin,
         loss_and_margin,
         {"logits": close, "labels": indices},
-        slow=True,
     ),
     Case(
         "multiclass_sparsemax_loss",
         losses.multiclass_sparsemax_loss,
         lambda scores, labels: entmax_loss(scores, labels, 2.0),
         {"scores": close, "labels": indices},
-        slow=True,
     ),
     Case(
         "sparsemax_loss",

@@ -79,7 +79,7 @@ def distance(hidden: Any, kernel: Any, targets: Any, bias: Any, scale: Any) -> j
     return loss(hidden, kernel, targets, bias=bias, scale=scale)
 
 
-def case(name: str, *, output: str, draws: dict[str, Draw], slow: bool = False, **options: Any) -> Case:
+def case(name: str, *, output: str, draws: dict[str, Draw], **options: Any) -> Case:
     call = functools.partial(linear.linear_cross_entropy, **options)
     over_rows = functools.partial(summed, **options)
     return Case(
@@ -90,7 +90,6 @@ def case(name: str, *, output: str, draws: dict[str, Draw], slow: bool = False, 
         over_rows=over_rows if output == "scalar" else None,
         over_classes=over_classes(functools.partial(call, chunk_size=3), output),
         output=output,
-        slow=slow,
     )
 
 
@@ -106,7 +105,6 @@ LINEAR = (
         output="scalar",
         draws={"labels": certain, **EVERYTHING},
         reduction="sum",
-        slow=True,
     ),
     case(
         "linear_cross_entropy_rows",
@@ -114,7 +112,6 @@ LINEAR = (
         draws={"labels": indices, **EVERYTHING},
         reduction="none",
         ignore_index=IGNORED,
-        slow=True,
     ),
     Case(
         "linear_row_stats",
@@ -128,6 +125,5 @@ LINEAR = (
         distance,
         formulas.linear_squared_distance,
         {**PRODUCT, "targets": certain, "scale": number(0.5, 1.0)},
-        slow=True,
     ),
 )

@@ -53,7 +53,7 @@ def agree(got: Any, z: np.ndarray, alpha: float) -> None:
 @pytest.mark.parametrize("traced", [False, True], ids=["known", "traced"])
 def test_accuracy(name: str, traced: bool):
     z = draws(np.random.default_rng(7))[name].astype(np.float32)
-    for alpha in ALPHAS + OTHERS:
+    for alpha in ALPHAS + OTHERS if traced else ALPHAS:
         given = jnp.float32(alpha) if traced else alpha
         agree(jsoftmax.entmax(z, given), z, float(np.float32(alpha)) if traced else alpha)
     agree(jsoftmax.sparsemax(z), z, 2.0)
@@ -71,16 +71,16 @@ def test_constant_rows_of_many_classes(alpha: float, offset: float):
 def test_chunks_of_rows_are_as_rows_alone():
     """More numbers than a chunk holds, and a number of rows that is no multiple of its size."""
     z = np.random.default_rng(1).standard_normal((523, 1000)).astype(np.float32)
-    for alpha in (1.5, jnp.float32(1.4)):
-        whole = np.asarray(jsoftmax.entmax(z, alpha))
-        parts = [np.asarray(jsoftmax.entmax(z[i : i + 100], alpha)) for i in range(0, 523, 100)]
-        np.testing.assert_allclose(whole, np.concatenate(parts), 0, 2e-7)
-        labels = np.arange(523, dtype=np.int32)
-        loss, pull = jax.vjp(functools.partial(losses.entmax_loss, labels=labels, alpha=alpha), z)
-        (slope,) = pull(jnp.ones(523))
-        rows = losses.entmax_loss(z[200:300], labels[200:300], alpha)
-        np.testing.assert_allclose(loss[200:300], rows, 1e-6)
-        np.testing.assert_allclose(slope, whole - np.eye(1000)[labels], 0, 1e-6)
+    alpha = 1.5
+    whole = np.asarray(jsoftmax.entmax(z, alpha))
+    parts = [np.asarray(jsoftmax.entmax(z[i : i + 100], alpha)) for i in range(0, 523, 100)]
+    np.testing.assert_allclose(whole, np.concatenate(parts), 0, 2e-7)
+    labels = np.arange(523, dtype=np.int32)
+    loss, pull = jax.vjp(functools.partial(losses.entmax_loss, labels=labels, alpha=alpha), z)
+    (slope,) = pull(jnp.ones(523))
+    rows = losses.entmax_loss(z[200:300], labels[200:300], alpha)
+    np.testing.assert_allclose(loss[200:300], rows, 1e-6)
+    np.testing.assert_allclose(slope, whole - np.eye(1000)[labels], 0, 1e-6)
 
 
 def test_alpha_one_is_softmax_and_infinity_argmax():
@@ -105,7 +105,7 @@ def test_alpha_below_one():
 
 
 @pytest.mark.parametrize(
-    "alpha", [1.5, *(pytest.param(a, marks=pytest.mark.slow) for a in (1.25, 1.7, 2.0, 2.6))]
+    "alpha", [pytest.param(a, marks=pytest.mark.slow) for a in (1.25, 1.5, 1.7, 2.0, 2.6)]
 )
 def test_check_grads(alpha: float):
     """In float64, away from kinks, in both modes and to second order; α and T with the scores."""
@@ -139,7 +139,7 @@ def test_losses(alpha: float):
 
 
 def test_losses_of_a_traced_alpha():
-    for alpha in ALPHAS + OTHERS:
+    for alpha in (*ALPHAS, 1.0, 2.5):
         losses_agree(alpha, jnp.float32(alpha), float(np.float32(alpha)))
 
 
@@ -215,7 +215,7 @@ def test_binary_labels():
     assert np.isnan(slope).all()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([1.2, 1.5, 2.0, 3.0]))
 def test_laws(seed: int, alpha: float):
     """Shifts change nothing, order is kept, masked is deleted, and a loss is 0 only at its labels."""
@@ -255,6 +255,7 @@ def expected(line: Line, alpha: float) -> np.ndarray:
     return p
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("run", ["jit", "eager"])
 @pytest.mark.parametrize("width", [3, 40])
 @pytest.mark.parametrize("alpha", [1.5, 2.0, "traced", "steep"])

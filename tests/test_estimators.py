@@ -37,6 +37,7 @@ def many(function: Callable[..., Any], *arguments: Any, draws: int = DRAWS) -> n
     return np.asarray(quick(jax.vmap(lambda key: function(key, *arguments)))(keys))
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("temperature", [0.0, 0.7, INF])
 @each

@@ -52,6 +52,7 @@ COMBINATIONS = [
 ]
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("hard", [True, False], ids=["integer", "soft"])
 @pytest.mark.parametrize("chosen", COMBINATIONS, ids=", ".join)
 def test_cross_entropy(chosen: tuple[str, ...], hard: bool):

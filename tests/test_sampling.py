@@ -193,6 +193,7 @@ OPTIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 2.0])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_kept(temperature: float, dtype: str):
