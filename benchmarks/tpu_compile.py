@@ -60,7 +60,7 @@ ARGUMENTS = {
 # Temp as a multiple of one chip's logits; traffic between chips in 4-byte numbers per row.
 MAX_TEMP = 0.01
 MAX_TEMP_SPARSE = 5.1
-MAX_TEMP_LINEAR = 1.0
+MAX_TEMP_LINEAR = 0.6
 MAX_TRAFFIC = 12
 
 Program = Callable[..., object]
@@ -340,7 +340,7 @@ def traffic(hlo: str) -> int:
 
 def measure(program: Program, arguments: list[jax.ShapeDtypeStruct], chips: int) -> dict:
     compiled = jax.jit(program).lower(*arguments).compile()
-    logits = arguments[0].size * arguments[0].dtype.itemsize / chips
+    logits = SIZES["rows"] * SIZES["classes"] * arguments[0].dtype.itemsize / chips
     return {
         "temp": compiled.memory_analysis().temp_size_in_bytes / logits,
         "accessed": compiled.cost_analysis()["bytes accessed"] / logits,

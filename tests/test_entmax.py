@@ -260,7 +260,7 @@ def expected(line: Line, alpha: float) -> np.ndarray:
 @pytest.mark.parametrize("width", [3, 40])
 @pytest.mark.parametrize("alpha", [1.5, 2.0, "traced", "steep"])
 def test_special_values(alpha: Any, width: int, run: str):
-    number = {"traced": 1.5, "steep": 3.0}.get(alpha, alpha)
+    number: float = {"traced": 1.5, "steep": 3.0}.get(alpha) or alpha
     given = jnp.float32(number) if alpha == "traced" else number
     lines = [line for line in TABLE if line.smooth]
     pad = ((0, 0), (0, width - 3))

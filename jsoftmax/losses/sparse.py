@@ -81,7 +81,7 @@ def fenchel_young_loss(
         >>> from jsoftmax import losses
         >>> logits = jnp.array([[2.0, 0.0, 0.0], [0.5, 0.0, 0.0]])
         >>> [round(x, 4) for x in losses.fenchel_young_loss(logits, jnp.array([0, 0])).tolist()]
-        [0.0, 0.4167]
+        [0.0, 0.2801]
 
     References:
         Blondel, Martins, Niculae, Learning with Fenchel-Young Losses, 2020.
@@ -136,7 +136,7 @@ def entmax_loss(
         >>> from jsoftmax import losses
         >>> logits = jnp.array([0.5, 0.0, 0.0])
         >>> print(losses.entmax_loss(logits, jnp.array(0), alpha=2.0).round(4))
-        0.25
+        0.0833
 
     References:
         Peters, Niculae, Martins, Sparse Sequence-to-Sequence Models, 2019.
