@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._numerics import accumulator, row, safe_temperature
-from jsoftmax._typing import Array, ArrayLike, Axis
+from jsoftmax._typing import Array, ArrayLike, Axis, Shape
 from jsoftmax._walks import total
 
 
@@ -76,11 +76,13 @@ def checked(
     return array, _checks.axes(function, axis, array.ndim)
 
 
-def checked_temperature(
-    function: str, temperature: ArrayLike, x: Array, axis: tuple[int, ...]
-) -> ArrayLike | None:
-    """The temperature of a map, `None` for one that changes nothing."""
+def batch_of(shape: Shape, axes: tuple[int, ...]) -> Shape:
+    """The shape without the class axes."""
+    return tuple(n for a, n in enumerate(shape) if a not in axes)
+
+
+def checked_temperature(function: str, temperature: ArrayLike, batch: Shape) -> ArrayLike | None:
+    """The temperature of a map or a loss, `None` for one that changes nothing."""
     _checks.number(function, "temperature", temperature, lambda t: t >= 0, "at least 0")
-    batch = tuple(n for a, n in enumerate(x.shape) if a not in axis)
     _checks.per_row(function, "temperature", temperature, batch)
     return _checks.unless_neutral(temperature, 1)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._labels import are_indices, at_label, first_largest, num_classes, settle
 from jsoftmax._numerics import accumulator, nan_unless, row, scaled, widened
-from jsoftmax._rows import all_masked, classes_last, row_temperature
+from jsoftmax._rows import all_masked, batch_of, checked_temperature, classes_last, row_temperature
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
 from jsoftmax._walks import total
 from jsoftmax.statistics import (
@@ -98,7 +98,7 @@ def cross_entropy(
     name = "cross_entropy"
     logits, labels, axes = _checked(name, logits, labels, axis, where, ignore_index)
     transform = joined_transforms(name, transform, softcap)
-    batch = _batch(logits.shape, axes)
+    batch = batch_of(logits.shape, axes)
     smoothing, z_coefficient = loss_numbers(name, label_smoothing, z_loss)
     if class_weights is not None:
         shape = (*batch, _classes(logits.shape, axes))
@@ -175,7 +175,7 @@ def row_stats(
         logits,
         labels,
         where,
-        checked_temperature(name, temperature, _batch(logits.shape, axes)),
+        checked_temperature(name, temperature, batch_of(logits.shape, axes)),
         transform,
         ignore_index,
         axis=axes,
@@ -291,31 +291,14 @@ def _checked(
     z, y = _checks.array(logits), _checks.array(labels)
     _checks.floating(name, "logits", z)
     axes = _checks.axes(name, axis, z.ndim)
-    indices = _checks.labels(name, z.shape, _batch(z.shape, axes), y)
+    indices = _checks.labels(name, z.shape, batch_of(z.shape, axes), y)
     _checks.mask(name, z.shape, where)
-    if ignore_index is not None:
-        _checks.integer(name, "ignore_index", ignore_index)
-    if ignore_index is not None and not indices:
-        raise ValueError(
-            f"{name}: ignore_index must be None for labels that are distributions, got "
-            f"{ignore_index}; leave rows out with weighted_mean(losses, weights)."
-        )
+    _checks.ignored(name, ignore_index, indices)
     return z, y, axes
-
-
-def _batch(shape: Shape, axes: tuple[int, ...]) -> Shape:
-    return tuple(n for a, n in enumerate(shape) if a not in axes)
 
 
 def _classes(shape: Shape, axes: tuple[int, ...]) -> int:
     return math.prod(shape[a] for a in axes)
-
-
-def checked_temperature(name: str, temperature: ArrayLike, batch: Shape) -> ArrayLike | None:
-    """The temperature of a loss, `None` for one that changes nothing."""
-    _checks.number(name, "temperature", temperature, lambda t: t >= 0, "at least 0")
-    _checks.per_row(name, "temperature", temperature, batch)
-    return _checks.unless_neutral(temperature, 1)
 
 
 def loss_numbers(

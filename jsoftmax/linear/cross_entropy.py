@@ -2,7 +2,8 @@
 
 The formulas are those of `dense`, of one chunk of rows at a time.
 
-Imports `chunked`, `_options`, `_walk`, `dense`, `statistics`, `transforms`, `_numerics`, `_checks`.
+Imports `chunked`, `_options`, `_walk`, `dense`, `statistics`, `transforms`, `_rows`, `_numerics`,
+`_checks`.
 """
 
 import dataclasses
@@ -14,9 +15,9 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._numerics import accumulator, scaled
+from jsoftmax._rows import checked_temperature
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.dense import (
-    checked_temperature,
     loss_numbers,
     row_losses,
     statistics_of_rows,

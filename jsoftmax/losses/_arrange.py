@@ -7,13 +7,8 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._numerics import accumulator
-from jsoftmax._rows import classes_last
+from jsoftmax._rows import batch_of, classes_last
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
-
-
-def batch_of(shape: Shape, axes: tuple[int, ...]) -> Shape:
-    """The shape without the class axes."""
-    return tuple(n for a, n in enumerate(shape) if a not in axes)
 
 
 def mask_rows(

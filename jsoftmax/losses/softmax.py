@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._labels import are_indices, at_label, settle
 from jsoftmax._numerics import accumulator, nan_unless, scaled, widened
-from jsoftmax._rows import all_masked, classes_last
+from jsoftmax._rows import all_masked, batch_of, classes_last
 from jsoftmax._typing import Array, ArrayLike, Axis
-from jsoftmax.losses._arrange import batch_of, mask_rows, pair
+from jsoftmax.losses._arrange import mask_rows, pair
 from jsoftmax.maps import log_softmax
 from jsoftmax.statistics import Reduction, reduce
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._labels import are_indices, at_label, first_largest, is_label, settle
 from jsoftmax._numerics import accumulator, nan_unless, row, scaled, wide, widened
-from jsoftmax._rows import checked_temperature, classes_last, masked, row_temperature
+from jsoftmax._rows import batch_of, checked_temperature, classes_last, masked, row_temperature
 from jsoftmax._typing import Array, ArrayLike, Axis
-from jsoftmax.losses._arrange import batch_of, both, mask_rows, pair
+from jsoftmax.losses._arrange import both, mask_rows, pair
 from jsoftmax.losses._fenchel_young import Form, loss_of_rows, negentropy
 from jsoftmax.maps.entmax import checked_alpha, empty_rows, entmax_of_rows, row_alpha
 
@@ -320,7 +320,7 @@ def _arguments(
     indices = _checks.labels(name, z.shape, batch, y)
     _checks.ignored(name, ignore_index, indices)
     n, traced = checked_alpha(name, alpha, batch)
-    t = checked_temperature(name, temperature, z, axes)
+    t = checked_temperature(name, temperature, batch)
     mask = mask_rows(name, where, z.shape, axes)
     y = widened(y) if indices else classes_last(y, axes)
     return classes_last(z, axes), y, mask, t, traced, ignore_index, n

@@ -17,6 +17,7 @@ from jsoftmax import _checks
 from jsoftmax._numerics import accumulator, gaps, nan_unless, row, wide
 from jsoftmax._rows import (
     all_masked,
+    batch_of,
     checked,
     checked_temperature,
     classes_back,
@@ -231,11 +232,11 @@ def entmax(
     """
     name = "entmax"
     array, axes = checked(name, x, axis, where)
-    batch = tuple(size for a, size in enumerate(array.shape) if a not in axes)
+    batch = batch_of(array.shape, axes)
     n, traced = checked_alpha(name, alpha, batch)
     if isinstance(traced, int | float) and traced == 1:
         return softmax(array, axis, where, temperature=temperature)
-    return _map(array, where, checked_temperature(name, temperature, array, axes), traced, axes, n)
+    return _map(array, where, checked_temperature(name, temperature, batch), traced, axes, n)
 
 
 def sparsemax(
@@ -274,4 +275,5 @@ def sparsemax(
         Martins, Astudillo, From Softmax to Sparsemax, 2016.
     """
     array, axes = checked("sparsemax", x, axis, where)
-    return _map(array, where, checked_temperature("sparsemax", temperature, array, axes), None, axes, 1)
+    t = checked_temperature("sparsemax", temperature, batch_of(array.shape, axes))
+    return _map(array, where, t, None, axes, 1)

@@ -26,6 +26,7 @@ from jsoftmax._numerics import (
 )
 from jsoftmax._rows import (
     all_masked,
+    batch_of,
     checked,
     checked_temperature,
     classes_back,
@@ -220,7 +221,8 @@ def softmax(
         shift of the logits: Knuth, TAOCP 2, theorem 4.2.2B.
     """
     array, axes = checked("softmax", x, axis, where)
-    return _map(array, where, checked_temperature("softmax", temperature, array, axes), axes, False)
+    t = checked_temperature("softmax", temperature, batch_of(array.shape, axes))
+    return _map(array, where, t, axes, False)
 
 
 def log_softmax(
@@ -262,7 +264,7 @@ def log_softmax(
         Blanchard et al., Accurately computing the log-sum-exp and softmax functions, 2021.
     """
     array, axes = checked("log_softmax", x, axis, where)
-    t = checked_temperature("log_softmax", temperature, array, axes)
+    t = checked_temperature("log_softmax", temperature, batch_of(array.shape, axes))
     return _map(array, where, t, axes, True)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._numerics import accumulator, by_rows, widened
-from jsoftmax._rows import checked_temperature, row_temperature, rows_of
+from jsoftmax._rows import batch_of, checked_temperature, row_temperature, rows_of
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
 from jsoftmax.sampling._draw import drawn
 from jsoftmax.sampling._noise import checked
@@ -66,7 +66,7 @@ def categorical(
         Devroye, Non-Uniform Random Variate Generation, 1986, chapter III.2.
     """
     keys, array, axes = checked("categorical", key, logits, axis, where)
-    batch = tuple(n for a, n in enumerate(array.shape) if a not in axes)
+    batch = batch_of(array.shape, axes)
     return _categorical(keys, array, where, axes, _result_shape(shape, batch))
 
 
@@ -147,8 +147,8 @@ def sample(
     """
     name = "sample"
     keys, array, axes = checked(name, key, logits, axis, where)
-    batch = tuple(n for a, n in enumerate(array.shape) if a not in axes)
-    t = checked_temperature(name, temperature, array, axes)
+    batch = batch_of(array.shape, axes)
+    t = checked_temperature(name, temperature, batch)
     if top_k is not None:
         top_k = _counts(name, top_k, batch, math.prod(array.shape[a] for a in axes))
     for option, value in (("top_p", top_p), ("min_p", min_p)):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._numerics import accumulator, row, wide
-from jsoftmax._rows import checked_temperature, classes_back, rows_of
+from jsoftmax._rows import batch_of, checked_temperature, classes_back, rows_of
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.maps import softmax
 from jsoftmax.sampling._draw import drawn
@@ -190,7 +190,7 @@ def _estimate(
     num_samples: int = 1,
 ) -> Array:
     keys, array, axes = checked(name, key, logits, axis, where)
-    t = checked_temperature(name, temperature, array, axes)
+    t = checked_temperature(name, temperature, batch_of(array.shape, axes))
     t = 1 if t is None else t
     return _sampled(keys, array, where, t, axis=axes, soft=soft, num_samples=num_samples)
 

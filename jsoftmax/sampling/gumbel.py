@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._numerics import by_rows, row
-from jsoftmax._rows import checked_temperature, classes_back, rows_of
+from jsoftmax._rows import batch_of, checked_temperature, classes_back, rows_of
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.maps import softmax
 from jsoftmax.sampling._noise import checked, in_place_of, perturbed
@@ -70,7 +70,7 @@ def gumbel_softmax(
     """
     name = "gumbel_softmax"
     keys, array, axes = checked(name, key, logits, axis, where)
-    t = checked_temperature(name, temperature, array, axes)
+    t = checked_temperature(name, temperature, batch_of(array.shape, axes))
     return _gumbel_softmax(keys, array, where, 1 if t is None else t, axis=axes, hard=bool(hard))
 
 
