@@ -19,11 +19,14 @@ PART = 6
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leaves most tests of cases that are not core, and those marked `thin`, to `make test-slow`.
 
-    Which ones is decided by their names, so that each test meets some case and each case some test.
+    Of those with parameters, that is. Which ones is decided by their names, so that each test meets
+    some case and each case some test.
     """
     for item in items:
         callspec = getattr(item, "callspec", None)
-        case = callspec and callspec.params.get("case")
-        thin = item.get_closest_marker("thin") or not getattr(case, "core", True)
-        if thin and zlib.crc32(item.nodeid.encode()) % PART:
+        if callspec is None:
+            continue
+        thin, core = item.get_closest_marker("thin"), getattr(callspec.params.get("case"), "core", True)
+        part = (thin.args or (PART,))[0] if thin else 1 if core else PART
+        if zlib.crc32(item.nodeid.encode()) % part:
             item.add_marker("slow")

@@ -27,6 +27,9 @@ from jsoftmax.hierarchical.adaptive_params import (
 )
 from tests.oracles import adaptive as oracle
 
+pytestmark = pytest.mark.thin(3)
+
+
 CLASSES, FEATURES = 60, 16
 CUTOFFS = (7, 20)
 

@@ -19,6 +19,9 @@ from jsoftmax.hierarchical import decoding
 from tests.oracles.decoding import Oracle, random_parents
 from tests.truth import quick
 
+pytestmark = pytest.mark.thin(3)
+
+
 FEATURES = 3
 KERNELS, ROWS = 40, 25
 # Leaves, the widest node, which leaf is divided next; k and a beam.

@@ -17,6 +17,9 @@ from jsoftmax.sampling import _noise
 from tests.oracles import sampling as oracle
 from tests.truth import quick
 
+pytestmark = pytest.mark.thin(3)
+
+
 KEY = jax.random.key(4)
 INF, NAN = np.inf, np.nan
 Z = np.array([0.5, -1.0, 1.5, 0.0, -0.3], np.float32)

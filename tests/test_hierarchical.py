@@ -16,6 +16,9 @@ from jsoftmax.hierarchical import Tree
 from tests.oracles import hierarchical as oracle
 from tests.truth import quick
 
+pytestmark = pytest.mark.thin(3)
+
+
 FEATURES, ROWS = 7, 9
 TAXONOMY = (-1, 0, 0, 0, 1, 1, 1, 2, 4, 4, 4, 4, 4, 7, 3, 3, 14, 14)
 TREES: dict[str, Tree] = {

@@ -30,6 +30,9 @@ from jsoftmax.hierarchical.sampled import (
 )
 from tests.oracles import sampled as oracle
 
+pytestmark = pytest.mark.thin(3)
+
+
 CLASSES, FEATURES, ROWS, SAMPLES = 9, 4, 7, 6
 COUNTS = np.array([50, 0.5, 7, 7, 1, 30, 2, 11, 4])
 

@@ -20,6 +20,9 @@ from jsoftmax.sampling import _draw, _threshold
 from tests.mesh import use_mesh
 from tests.oracles import sampling as oracle
 
+pytestmark = pytest.mark.thin(3)
+
+
 KEY = jax.random.key(20)
 INF, NAN = np.inf, np.nan
 
