@@ -12,7 +12,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 # One in so many of the tests that are thinned out by default.
-PART = 6
+PART = 10
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -142,6 +142,12 @@ ENTMAX = (
         "fenchel_young_loss_soft",
         losses.fenchel_young_loss,
         fenchel_young_loss,
+        {"logits": close, "labels": distributions},
+    ),
+    Case(
+        "fenchel_young_loss_soft_traced",
+        losses.fenchel_young_loss,
+        fenchel_young_loss,
         {"logits": close, "labels": distributions, "alpha": number(1.3, 1.7)},
     ),
     Case(
