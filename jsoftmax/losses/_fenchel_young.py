@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
     loss: Array  # [*batch]
     p: Array | None = None  # [*batch, classes]
-    # [*batch], the largest (p^a − 1)/a; those of the other classes follow from their gaps.
+    # [*batch], for soft labels: the largest (p^a − 1)/a; the other classes' follow from their gaps.
     level: Array | None = None
 
 
@@ -59,11 +59,10 @@ def loss_of_rows(
             terms = terms + scaled(q, jnp.maximum(-family.above(y), 0))
             loss = jnp.sum(terms, axis=-1)
             loss = loss if options[2] is None else jnp.where(options[2], 0, loss)
-            return (
-                Row(loss, p, jnp.max(family.deformed(y), axis=-1, initial=-jnp.inf))
-                if form.kept
-                else Row(loss)
-            )
+            if not form.kept:
+                return Row(loss)
+            level = None if are_indices(labels) else _level(family.deformed(y), v, options[0])
+            return Row(loss, p, level)
 
         return solve(use, form.n, v, *options, dominated=True)
 
@@ -81,7 +80,8 @@ def _bwd(form: Form, residuals: Any, cts: Row) -> tuple[Any, ...]:
     q, missing = _targets(v, labels, p)
     s = slopes(p, form.n, alpha)
     sums = jnp.sum(s, axis=-1)
-    share = s / row(jnp.where(sums == 0, 1, sums))
+    sums = row(jnp.where(sums == 0, 1, sums))
+    share = s / sums
     m = maximum(v)
     gone = deleted(v, m) & ~jnp.isnan(p)
     ct = row(cts.loss if empty is None else jnp.where(empty, 0, cts.loss))
@@ -98,7 +98,8 @@ def _bwd(form: Form, residuals: Any, cts: Row) -> tuple[Any, ...]:
         moved = by_alpha(p, s, alpha)
         slope = _negentropy_by_alpha(a, q) - _negentropy_by_alpha(a, p)
         slope = ct * (slope + excess * share / alpha**2) + moved * ct_p
-        d_alpha = jnp.sum(slope + by_level * share * row(jnp.sum(moved, -1)), axis=-1, keepdims=True)
+        # The threshold moves by `Σ moved / Σ s`.
+        d_alpha = jnp.sum(slope + by_level * moved / sums, axis=-1, keepdims=True)
     if temperature is None:
         return dg.astype(v.dtype), d_labels, None, d_alpha, None
     dv, d_temperature = through_temperature(dg, v, temperature)
@@ -106,6 +107,16 @@ def _bwd(form: Form, residuals: Any, cts: Row) -> tuple[Any, ...]:
 
 
 loss_of_rows.defvjp(_fwd, _bwd)
+
+
+def _level(deformed: Array, v: Array, temperature: Array | None) -> Array:
+    """The largest `(p^a − 1)/a`. What is 0 there is subtracted for its derivative.
+
+    `low` in `_bwd` is its gap plus this; where jax differentiates the rule's body instead of the rule
+    (inside a scan, in forward mode over forward mode) the sum's derivative must be that of every class.
+    """
+    top = jnp.max(gaps(v, maximum(v), temperature), axis=-1, initial=-jnp.inf)
+    return jnp.max(deformed, axis=-1, initial=-jnp.inf) - jnp.where(jnp.isfinite(top), top, 0)
 
 
 def _targets(v: Array, labels: Array, p: Array) -> tuple[Array, Array]:
