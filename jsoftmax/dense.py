@@ -6,6 +6,7 @@ Imports `statistics`, `transforms`, `_labels`, `_rows`, `_walks`, `_numerics`, `
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -202,7 +203,6 @@ def row_losses(
     """The formula of `cross_entropy`; `None` stands for what changes nothing."""
     logits, labels, where = rows(logits, labels, where, axis)
     dtype = accumulator(logits.dtype)
-    indices = are_indices(labels)
     ignored = labels == ignore_index if ignore_index is not None else None
     if ignored is not None:
         # The whole row, not only its loss: 0 · NaN would reach the gradient.
@@ -210,28 +210,54 @@ def row_losses(
     q = labels
     if weights is not None:
         weights = jnp.asarray(weights, dtype)
-        q = labels if indices else labels * weights
+        q = labels if are_indices(labels) else labels * weights
     empty = all_masked(where, logits, axis_name)
     t = row_temperature(temperature, logits)
-    wanted = {"nll"} if smoothing is None else {"nll", "uniform"}
-    wanted = wanted if z_loss is None else wanted | {"log_normalizer"}
-    raw = reduce(
-        Reduction(frozenset(wanted), axis_name), logits, q, where, empty, transform, t, weights
+    wanted = wanted_of(smoothing, z_loss)
+    raw = reduce(Reduction(wanted, axis_name), logits, q, where, empty, transform, t, weights)
+    allowed = num_classes(logits, axis_name)
+    if where is not None and smoothing is not None:
+        allowed = jnp.maximum(total(where.astype(dtype), axis_name), 1)
+    return settle(
+        losses_of(raw, labels, allowed, empty, t, smoothing, z_loss, weights, axis_name),
+        labels,
+        num_classes(logits, axis_name),
+        ignored,
     )
+
+
+def losses_of(
+    raw: Mapping[str, Array],
+    labels: Array,
+    allowed: Array | int,
+    empty: Array | bool,
+    temperature: Array | None,
+    smoothing: ArrayLike | None,
+    z_loss: ArrayLike | None,
+    weights: Array | None,
+    axis_name: str | None,
+) -> Array:
+    """The formula of `cross_entropy` over the numbers of rows; `allowed` classes are not masked.
+
+    The class weights are still to be counted where labels are indices; soft labels have them.
+    """
     loss = raw["nll"]
-    if indices and weights is not None:
+    if are_indices(labels) and weights is not None:
         loss = scaled(at_label(weights, labels, axis_name), loss)
     if smoothing is not None:
-        eps = jnp.asarray(smoothing, dtype)
-        allowed = num_classes(logits, axis_name)
-        if where is not None:
-            allowed = jnp.maximum(total(where.astype(dtype), axis_name), 1)
+        eps = jnp.asarray(smoothing, loss.dtype)
         loss = scaled(1 - eps, loss) + scaled(eps / allowed, raw["uniform"])
-        loss = loss * nan_unless((eps >= 0) & (eps <= 1), dtype)
+        loss = loss * nan_unless((eps >= 0) & (eps <= 1), loss.dtype)
     if z_loss is not None:
-        log_z = jnp.where(empty, 0, log_normalizer(raw, t))
-        loss = loss + jnp.asarray(z_loss, dtype) * jnp.square(log_z)
-    return settle(loss, labels, num_classes(logits, axis_name), ignored)
+        log_z = jnp.where(empty, 0, log_normalizer(raw, temperature))
+        loss = loss + jnp.asarray(z_loss, loss.dtype) * jnp.square(log_z)
+    return loss
+
+
+def wanted_of(smoothing: ArrayLike | None, z_loss: ArrayLike | None) -> frozenset[str]:
+    """The numbers that the formula is of."""
+    wanted = {"nll"} if smoothing is None else {"nll", "uniform"}
+    return frozenset(wanted if z_loss is None else wanted | {"log_normalizer"})
 
 
 @functools.partial(jax.jit, static_argnames=("axis", "axis_name", "statistics"))
@@ -253,20 +279,32 @@ def statistics_of_rows(
     t = row_temperature(temperature, logits)
     raw_names = frozenset(NEEDS[name] for name in statistics if name in NEEDS)
     raw = reduce(Reduction(raw_names, axis_name), logits, labels, where, empty, transform, t, None)
-    stats = finish(raw, t, empty, statistics)
-    indices = are_indices(labels)
+    if "correct" in statistics:
+        v = scores(*jax.lax.stop_gradient((logits, labels)), where, transform, axis_name)
+        truth = labels if are_indices(labels) else first_largest(labels, axis_name)
+        raw["correct"] = (first_largest(v, axis_name) == truth) & ~jnp.isnan(raw["rest"])
     ignored = labels == ignore_index if ignore_index is not None else None
-    classes = num_classes(logits, axis_name)
+    return stats_of(raw, labels, num_classes(logits, axis_name), empty, t, ignored, statistics)
+
+
+def stats_of(
+    raw: Mapping[str, Array],
+    labels: Array,
+    classes: int,
+    empty: Array | bool,
+    temperature: Array | None,
+    ignored: Array | None,
+    statistics: frozenset[str],
+) -> RowStats:
+    """The statistics of the numbers of rows, by the label policy."""
+    stats = finish(raw, temperature, empty, statistics)
     if stats.nll is not None:
         stats = dataclasses.replace(stats, nll=settle(stats.nll, labels, classes, ignored))
     if stats.target_log_prob is not None:
         log_prob = settle(stats.target_log_prob, labels, classes, ignored)
         stats = dataclasses.replace(stats, target_log_prob=log_prob)
     if "correct" in statistics:
-        v = scores(*jax.lax.stop_gradient((logits, labels)), where, transform, axis_name)
-        truth = labels if indices else first_largest(labels, axis_name)
-        correct = first_largest(v, axis_name) == truth
-        correct &= ~(jnp.asarray(empty) | jnp.isnan(raw["rest"]))
+        correct = raw["correct"] & ~jnp.asarray(empty)
         correct = correct if ignored is None else correct & ~ignored
         stats = dataclasses.replace(stats, correct=correct)
     return stats

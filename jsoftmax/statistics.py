@@ -192,37 +192,51 @@ def _reduce_rows(
         rest, m = rest_of(recompute, m, c, temperature, empty, axis, matters=gap_at(v_y, m, t) > -0.6)
     log_sum = jnp.log1p(rest)
 
-    def cost_sum(over: Array | float, share: Callable[[], Array]) -> Array:
-        """`Σ share · (over − g)`, inf where a class without a chance has a share."""
-
-        def plain() -> Array:
-            top = row(behind(m))
-            return total_of(lambda v, q: q * (over - (wide(v) - top)), axis, v, share())
-
-        def careful() -> Array:
-            g, hopeless = finite_gaps(v, m, temperature)
-            lost = total(jnp.where(hopeless, jnp.abs(share()), 0), axis) > 0
-            sum_of_live = total(_live(share(), hopeless) * (over - g), axis)
-            return jnp.where(lost & ~jnp.isnan(rest), jnp.inf, sum_of_live)
-
-        return careful() if temperature is not None else careful_if(_odd(v, m), careful, plain, axis)
+    def costs(over: Array | float, share: Callable[[], Array]) -> Array:
+        return cost_sum(v, m, rest, temperature, over, share, axis)
 
     out = {"maximum": m, "shift": c[..., 0], "rest": rest}
     log_sums = row(behind(log_sum))
     if "nll" in wanted and indices:
         out["nll"] = jnp.where(empty, 0, log_sum - gap_at(v_y, m, t))
     elif "nll" in wanted:
-        out["nll"] = jnp.where(empty, 0, cost_sum(log_sums, lambda: _kept(labels, where, reduction)))
+        out["nll"] = jnp.where(empty, 0, costs(log_sums, lambda: _kept(labels, where, reduction)))
     if "uniform" in wanted:
-        out["uniform"] = cost_sum(log_sums, lambda: _allowed(v, where, weights))
+        out["uniform"] = costs(log_sums, lambda: allowed_weights(v, where, weights))
     if "mean" in wanted:
-        count = jnp.maximum(total(_allowed(v, where, None), axis), 1)
-        out["mean"] = -cost_sum(0.0, lambda: _allowed(v, where, None)) / count
+        count = jnp.maximum(total(allowed_weights(v, where, None), axis), 1)
+        out["mean"] = -costs(0.0, lambda: allowed_weights(v, where, None)) / count
     if "entropy" in wanted:
-        cost = cost_sum(0.0, lambda: exponentials(v, c, temperature))
+        cost = costs(0.0, lambda: exponentials(v, c, temperature))
         out["entropy"] = log_sum + cost * share_of(m, c, rest, temperature)
     defined = nan_unless(~jnp.isnan(rest), rest.dtype)
     return {name: x if name in ("maximum", "shift") else x * defined for name, x in out.items()}
+
+
+def cost_sum(
+    v: Array,
+    m: Array,
+    rest: Array,
+    temperature: Array | None,
+    over: Array | float,
+    share: Callable[[], Array],
+    axis_name: str | None = None,
+) -> Array:
+    """`Σ share · (over − g)`, inf where a class without a chance has a share."""
+
+    def plain() -> Array:
+        top = row(behind(m))
+        return total_of(lambda v, q: q * (over - (wide(v) - top)), axis_name, v, share())
+
+    def careful() -> Array:
+        g, hopeless = finite_gaps(v, m, temperature)
+        lost = total(jnp.where(hopeless, jnp.abs(share()), 0), axis_name) > 0
+        sum_of_live = total(_live(share(), hopeless) * (over - g), axis_name)
+        return jnp.where(lost & ~jnp.isnan(rest), jnp.inf, sum_of_live)
+
+    if temperature is not None:
+        return careful()
+    return careful_if(odd(v, m), careful, plain, axis_name)
 
 
 reduce = custom_vjp(_reduce_rows, nondiff_argnums=(0,))
@@ -235,6 +249,32 @@ def _reduce_fwd(reduction: Reduction, *operands: Any) -> tuple[Any, Any]:
 
 def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) -> tuple[Any, ...]:
     (logits, labels, where, _, transform, temperature, weights), out = residuals
+    d_logits, d_labels, *others = gradient(
+        reduction, logits, labels, where, transform, temperature, weights, out, cts
+    )
+    # Without the barrier XLA:CPU repeats all of the above for each consumer of the gradient.
+    return behind(d_logits), d_labels, None, None, *others
+
+
+reduce.defvjp(_reduce_fwd, _reduce_bwd)
+
+
+def gradient(
+    reduction: Reduction,
+    logits: Array,
+    labels: Array,
+    where: Array | None,
+    transform: LogitTransform | None,
+    temperature: Array | None,
+    weights: Array | None,
+    out: Mapping[str, Array],
+    cts: Mapping[str, Array],
+) -> tuple[Any, ...]:
+    """The cotangents of logits, labels, transform, temperature and weights.
+
+    `out` are the numbers of whole rows. Where the logits are only some of the classes, it has their
+    totals too: "mass" of soft labels, "weight", "count"; else they are made here.
+    """
     axis = reduction.axis_name
     soft = not are_indices(labels)
     q = labels if soft else None
@@ -257,15 +297,18 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
     scale = row(cts["rest"] * (1 + rest))
     direct, d_q, d_weights = [], None, None
     if "uniform" in cts:
-        w, ct = _allowed(v, where, weights), row(cts["uniform"])
-        scale += ct * row(total(w, axis))
+        w, ct = allowed_weights(v, where, weights), row(cts["uniform"])
+        scale += ct * row(out["weight"] if "weight" in out else total(w, axis))
         direct.append(-ct * w)
         if weights is not None:
-            d_w = jnp.where(hopeless, 0, ct * cost * _allowed(v, where, None))
+            d_w = jnp.where(hopeless, 0, ct * cost * allowed_weights(v, where, None))
+            if "weight" in cts:
+                d_w += row(cts["weight"]) * allowed_weights(v, where, None)
             d_weights = jnp.sum(d_w, axis=range(d_w.ndim - 1))
     if "mean" in cts:
-        allowed = _allowed(v, where, None)
-        direct.append(row(cts["mean"] / jnp.maximum(total(allowed, axis), 1)) * allowed)
+        allowed = allowed_weights(v, where, None)
+        count = out["count"] if "count" in out else jnp.maximum(total(allowed, axis), 1)
+        direct.append(row(cts["mean"] / count) * allowed)
     # The label's p − 1 is minus the others' share: no cancellation where the label dominates.
     if "nll" in cts and soft:
         ct, all_q = row(cts["nll"]), _kept(labels, where, reduction)
@@ -274,13 +317,17 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
             # Not of `hopeless`: what a branch takes from outside is stored.
             return total(_live(all_q, finite_gaps(v, m, temperature)[1]), axis)
 
-        mass = careful_if(_odd(v, m), mass_of_live, lambda: total(all_q, axis), axis)
+        if "mass" in out:
+            mass = out["mass"]
+        else:
+            mass = careful_if(odd(v, m), mass_of_live, lambda: total(all_q, axis), axis)
         # A selection, for else XLA:CPU stores the sum for each of the classes.
         mass, q = row(jnp.where(jnp.isnan(rest), jnp.nan, mass)), _live(all_q, hopeless)
         near = dominant(v, m, rest, temperature) & (2 * q >= mass)
         others = others_share(p, row(rest))
         direct.append(ct * jnp.where(near, (mass - q) - mass * others, mass * p - q))
-        d_q = jnp.where(hopeless, 0, ct * cost)
+        d_mass = row(cts["mass"]) if "mass" in cts else 0
+        d_q = jnp.where(hopeless, 0, ct * cost + d_mass)
     if "nll" in cts and not soft:
         ct = row(cts["nll"])
         v_y = row(wide(at_label(v, labels, axis)))
@@ -303,13 +350,8 @@ def _reduce_bwd(reduction: Reduction, residuals: Any, cts: Mapping[str, Array]) 
         dg = dg / temperature
         d_temperature = -jnp.sum(dg * g, axis=-1, keepdims=True)
     d_logits, d_transform, d_target = pull(dg.astype(v.dtype))
-    # Without the barrier XLA:CPU repeats all of the above for each consumer of the gradient.
-    d_logits = behind(d_logits)
     d_labels = None if d_q is None else d_q + d_target
-    return d_logits, d_labels, None, None, d_transform, d_temperature, d_weights
-
-
-reduce.defvjp(_reduce_fwd, _reduce_bwd)
+    return d_logits, d_labels, d_transform, d_temperature, d_weights
 
 
 def _others(
@@ -319,7 +361,7 @@ def _others(
     return jnp.where(is_label(v, labels, axis_name), 0, exponentials(v, c, temperature))
 
 
-def _odd(v: Array, m: Array) -> Array:
+def odd(v: Array, m: Array) -> Array:
     """Which rows have a class without a chance, or no other."""
     lowest = wide(jnp.min(jax.lax.stop_gradient(v), axis=-1, initial=jnp.inf))
     return (lowest - m == -jnp.inf) | (jnp.abs(m) == jnp.inf)
@@ -335,7 +377,7 @@ def _kept(q: Array, where: Array | None, reduction: Reduction) -> Array:
     return jnp.where(where, q, 0) if reduction.drop_masked_mass and where is not None else q
 
 
-def _allowed(v: Array, where: Array | None, weights: Array | None) -> Array:
+def allowed_weights(v: Array, where: Array | None, weights: Array | None) -> Array:
     """The weights of the classes of each row, 1 for none, 0 where masked."""
     one = jnp.ones((), accumulator(v.dtype))
     w = sharded_like(jnp.broadcast_to(one if weights is None else weights, v.shape), v)

@@ -33,7 +33,8 @@ class Dealt:
             where_rows, where = jnp.broadcast_to(where, (*batch, where.shape[-1])), None
         per_row = temperature is not None and jnp.ndim(temperature) > 0
         leaves, self.treedef = jax.tree.flatten_with_path(transform)
-        rows = [_is_per_row(path, leaf, batch) for path, leaf in leaves]
+        self.leaves = [leaf for _, leaf in leaves]
+        self.per_row = rows = [_is_per_row(path, leaf, batch) for path, leaf in leaves]
         self.rowwise = (
             labels,
             where_rows,
@@ -45,6 +46,12 @@ class Dealt:
             None if per_row else temperature,
             [None if here else leaf for (_, leaf), here in zip(leaves, rows, strict=True)],
         )
+
+    def per_class(self, classes: int) -> tuple[bool, ...]:
+        """Which leaves of the transform have one number per class."""
+        shapes = [jnp.shape(leaf)[-1:] for leaf in self.leaves]
+        both = zip(shapes, self.per_row, strict=True)
+        return tuple(last == (classes,) and not per_row for last, per_row in both)
 
     def whole(self, rowwise: Any, shared: Any) -> tuple[Any, ...]:
         """The labels, mask, temperature and transform of some rows."""

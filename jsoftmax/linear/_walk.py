@@ -101,7 +101,7 @@ def common(a: Any, b: Any) -> Any:
     return a if a == b else max(accumulator(a), accumulator(b), key=lambda dtype: dtype.itemsize)
 
 
-def _product(a: Array, b: Array, over: tuple[int, int], like: Array | None = None) -> Array:
+def product(a: Array, b: Array, over: tuple[int, int], like: Array | None = None) -> Array:
     """A matrix product summed in float32 or wider, on a mesh with explicit axes laid out as `like`."""
     explicit = like is not None and any(any(jax.typeof(x).sharding.spec) for x in (a, b))
     dtype = common(a.dtype, b.dtype)
@@ -123,12 +123,12 @@ def _plus_product(so_far: Array, h: Array, d_z: Array, kernel: Array) -> Array:
     blocks, rest = divmod(d_z.shape[-1], _BLOCK)
 
     def whole(so_far: Array, h: Array, d_z: Array) -> Array:
-        return so_far + _product(h, d_z, (0, 0), kernel).astype(so_far.dtype)
+        return so_far + product(h, d_z, (0, 0), kernel).astype(so_far.dtype)
 
     def in_blocks(so_far: Array, h: Array, d_z: Array) -> Array:
         def add(so_far: Array, at: Any, size: int) -> Array:
             old, d = (jax.lax.dynamic_slice_in_dim(x, at, size, axis=1) for x in (so_far, d_z))
-            new = old + _product(h, d, (0, 0)).astype(old.dtype)
+            new = old + product(h, d, (0, 0)).astype(old.dtype)
             return jax.lax.dynamic_update_slice_in_dim(so_far, new, at, axis=1)
 
         starts = _BLOCK * jnp.arange(blocks, dtype=jnp.int32)
@@ -140,12 +140,21 @@ def _plus_product(so_far: Array, h: Array, d_z: Array, kernel: Array) -> Array:
     return jax.lax.platform_dependent(so_far, h, d_z, cpu=in_blocks, default=whole)
 
 
-def _logits(hidden: Array, kernel: Array, bias: Array | None) -> Array:
-    z = _product(hidden, kernel, (1, 0))
+def logits_of(hidden: Array, kernel: Array, bias: Array | None) -> Array:
+    """`hidden @ kernel + bias`, in float32 or wider."""
+    z = product(hidden, kernel, (1, 0))
     return z if bias is None else z + bias.astype(z.dtype)
 
 
-def _scan(step: Callable[..., Any], init: Any, chunks: int) -> tuple[Any, Any]:
+def narrowed(d_z: Array, kernel: Array) -> Array:
+    """The gradient in the logits as autodiff has it, where those are of the kernel's dtype.
+
+    Not in float16, where it would underflow.
+    """
+    return d_z.astype(kernel.dtype) if kernel.dtype == jnp.bfloat16 else d_z
+
+
+def scan_forgetting(step: Callable[..., Any], init: Any, chunks: int) -> tuple[Any, Any]:
     """`jax.lax.scan` over the chunks' numbers that keeps nothing of a chunk for a derivative."""
     step = jax.checkpoint(step, prevent_cse=False)
     return jax.lax.scan(step, init, jnp.arange(chunks, dtype=jnp.int32))
@@ -167,9 +176,9 @@ def _row_values(
 
     def step(carry: None, i: Array) -> tuple[None, Any]:
         h, given = chunk(i)
-        return carry, walk.loss(_logits(h, kernel, bias), given, shared)
+        return carry, walk.loss(logits_of(h, kernel, bias), given, shared)
 
-    return jax.tree.map(rows.collected, _scan(step, None, walk.chunks)[1])
+    return jax.tree.map(rows.collected, scan_forgetting(step, None, walk.chunks)[1])
 
 
 def _pulled(walk: Walk, operands: tuple[Any, ...], cts: list[Array] | None) -> tuple[Any, Any]:
@@ -186,7 +195,7 @@ def _pulled(walk: Walk, operands: tuple[Any, ...], cts: list[Array] | None) -> t
     chunk_cts = None if cts is None else _deal(rows, cts)
     start = jnp.zeros((), jnp.int32)
     h, given = chunk(start)
-    likes = jax.tree.leaves(walk.loss(_logits(h, kernel, bias), given, shared))
+    likes = jax.tree.leaves(walk.loss(logits_of(h, kernel, bias), given, shared))
 
     def apart(x: Array) -> Array:
         """`x`, told apart from device to device as the values are, so that no gradient is summed yet.
@@ -207,7 +216,7 @@ def _pulled(walk: Walk, operands: tuple[Any, ...], cts: list[Array] | None) -> t
             out = walk.loss(z, whole(moving), whole_shared(shared))
             return _parted(out)[0], out
 
-        z = _logits(h, kernel, bias)
+        z = logits_of(h, kernel, bias)
         made, pull, out = jax.vjp(values, z, moving, shared_moving, has_aux=True)
         given_cts = [jnp.ones_like(x) for x in made] if chunk_cts is None else chunk_cts(i)
         given_cts = [
@@ -215,9 +224,8 @@ def _pulled(walk: Walk, operands: tuple[Any, ...], cts: list[Array] | None) -> t
             for ct, x in zip(given_cts, made, strict=True)
         ]
         d_z, d_rowwise, d_shared = pull(given_cts)
-        # As autodiff has it, where the logits are of the kernel's dtype; float16 would underflow.
-        narrow = d_z.astype(kernel.dtype) if kernel.dtype == jnp.bfloat16 else d_z
-        d_hidden = _product(narrow, kernel, (1, 1), h)
+        narrow = narrowed(d_z, kernel)
+        d_hidden = product(narrow, kernel, (1, 1), h)
         sums = [d_shared] if bias is None else [d_shared, jnp.sum(d_z, axis=0)]
         return (h, narrow), sums, (out, d_hidden, d_rowwise)
 
@@ -233,9 +241,9 @@ def _pulled(walk: Walk, operands: tuple[Any, ...], cts: list[Array] | None) -> t
     # Only the types of a first chunk are read, over which mesh axes it varies among them.
     (h, narrow), sums, _ = one(start)
     first = jax.tree.map(
-        lambda x: jnp.zeros_like(summed_in(x)), (_product(h, narrow, (0, 0), kernel), sums)
+        lambda x: jnp.zeros_like(summed_in(x)), (product(h, narrow, (0, 0), kernel), sums)
     )
-    (d_kernel, (d_shared, *d_bias)), per_row = _scan(step, first, walk.chunks)
+    (d_kernel, (d_shared, *d_bias)), per_row = scan_forgetting(step, first, walk.chunks)
     out, d_hidden, d_rowwise = jax.tree.map(rows.collected, per_row)
     return out, (
         d_hidden,

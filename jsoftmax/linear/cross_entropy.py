@@ -2,8 +2,8 @@
 
 The formulas are those of `dense`, of one chunk of rows at a time.
 
-Imports `chunked`, `_options`, `_walk`, `dense`, `statistics`, `transforms`, `_rows`, `_numerics`,
-`_checks`.
+Imports `chunked`, `_blocks`, `_options`, `_walk`, `dense`, `statistics`, `transforms`, `_labels`,
+`_rows`, `_numerics`, `_checks`.
 """
 
 import dataclasses
@@ -14,19 +14,24 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._labels import num_classes, settle
 from jsoftmax._numerics import accumulator, scaled
 from jsoftmax._rows import checked_temperature
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.dense import (
     loss_numbers,
+    losses_of,
     row_losses,
     statistics_of_rows,
+    stats_of,
+    wanted_of,
     wanted_statistics,
 )
+from jsoftmax.linear._blocks import in_blocks, row_numbers
 from jsoftmax.linear._options import Dealt, checked_labels, checked_transform, counting
 from jsoftmax.linear._walk import common
 from jsoftmax.linear.chunked import check_chunks, check_product, walked
-from jsoftmax.statistics import RowStats
+from jsoftmax.statistics import NEEDS, Reduction, RowStats
 from jsoftmax.transforms import LogitTransform
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -58,9 +63,10 @@ def linear_cross_entropy(
     .. math:: \frac{\sum_i w_i \, \ell(\text{hidden}_i \cdot \text{kernel} + \text{bias}, y_i)}
         {\sum_i w_i}
 
-    with `ℓ` of `cross_entropy`. The rows are walked in chunks. A mean or a sum makes its gradient
-    together with the value, in three matrix products; one value per row makes the logits of a chunk
-    again for the gradient. Without differentiation there is one product.
+    with `ℓ` of `cross_entropy`. A mean or a sum walks over chunks of rows and makes its gradient
+    together with the value, in three matrix products. One value per row walks over blocks of classes,
+    in the least memory, and makes the logits again for the gradient: four. Without differentiation
+    there is one product.
 
     Args:
         hidden: `[*batch, features]`, floating.
@@ -82,7 +88,9 @@ def linear_cross_entropy(
         denominator: What a mean is divided by, a scalar, in place of the sum of the weights of the
             rows that count.
         chunk_size: The rows of a chunk at most; by default an eighth of them, and no fewer than 64,
-            or than make 2²² logits.
+            or than make 2²² logits. For "none" the classes of a block, by default a 128th of them,
+            and no fewer than 256, or than make 2¹⁸ logits; on a mesh left to the compiler, or sharded
+            explicitly, it is rows there too.
         accum_dtype: The dtype in which the gradients of `kernel` and `bias` are summed over the
             chunks; float32 or wider by default.
         axis_name: The mesh axis that shards the classes inside `shard_map`: `kernel`, `bias`,
@@ -186,7 +194,7 @@ def linear_row_stats(
         transform: A `LogitTransform`; see `linear_cross_entropy`.
         statistics: The names of the fields to compute; all by default. Name those you need: outside
             `jit` an unused one costs time.
-        chunk_size: The rows of a chunk at most; see `linear_cross_entropy`.
+        chunk_size: The classes of a block; see "none" of `linear_cross_entropy`.
         accum_dtype: The dtype in which the gradients of `kernel` and `bias` are summed.
         axis_name: The mesh axis that shards the classes.
 
@@ -260,6 +268,16 @@ def _linear_cross_entropy(
         # Scaled before the walk: the gradient that it makes is then the one asked for.
         w = jnp.where(by == 0, 0, count / jnp.where(by == 0, 1, by))
 
+    if reduction == "none" and in_blocks(hidden, kernel):
+        class_weights = None if class_weights is None else jnp.asarray(class_weights, dtype)
+        wanted = Reduction(wanted_of(smoothing, z_loss), axis_name)
+        raw, empty, t = row_numbers(wanted, options, hidden, kernel, bias, class_weights, chunk_size)
+        classes = num_classes(kernel, axis_name)
+        allowed = raw.get("count", classes)
+        found = losses_of(raw, labels, allowed, empty, t, smoothing, z_loss, class_weights, axis_name)
+        found = settle(found, labels, classes, ignored)
+        return found if w is None else scaled(w, found)
+
     def loss(z: Array, rowwise: Any, shared: Any) -> Array:
         (row_options, w), (shared_options, numbers) = rowwise, shared
         labels, where, temperature, transform = options.whole(row_options, shared_options)
@@ -308,8 +326,14 @@ def _linear_row_stats(
     accum_dtype: Any,
     axis_name: str | None,
 ) -> RowStats:
-    hidden, labels, _ = counting(hidden, labels, ignore_index)
+    hidden, labels, ignored = counting(hidden, labels, ignore_index)
     options = Dealt(hidden, labels, where, temperature, transform)
+    if in_blocks(hidden, kernel):
+        names = {NEEDS[name] for name in statistics if name in NEEDS} | (statistics & {"correct"})
+        wanted = Reduction(frozenset(names), axis_name)
+        raw, empty, t = row_numbers(wanted, options, hidden, kernel, bias, None, chunk_size)
+        raw |= {"correct": raw["correct"] > 0} if "correct" in raw else {}
+        return stats_of(raw, labels, num_classes(kernel, axis_name), empty, t, ignored, statistics)
 
     def stats(z: Array, rowwise: Any, shared: Any) -> RowStats:
         shared_options, ignore_index = shared

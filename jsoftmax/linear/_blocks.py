@@ -1,0 +1,278 @@
+"""The walk over blocks of classes: one number per row, in the memory of a block of the logits.
+
+A gradient that is one value per row cannot be made before its cotangents are known, so the logits are
+made twice. Block by block, `hidden` stays, and each column of the kernel is read once for the value
+and once for the gradient, which is written in place, once.
+
+Forward, the numbers of a block (`statistics` of it alone) are joined with those of the blocks before:
+relative to the larger maximum, no digit is lost. Backward, a block's gradient is `statistics.gradient`
+of it with the numbers of the whole row, as on a device that holds a shard of the classes.
+
+Imports `_walk`, `_parts`, `_options`, `statistics`, `transforms`, `autodiff`, `_labels`, `_rows`,
+`_walks`, `_numerics`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jsoftmax._labels import are_indices
+from jsoftmax._numerics import accumulator
+from jsoftmax._rows import row_temperature
+from jsoftmax._typing import Array
+from jsoftmax._walks import total
+from jsoftmax.autodiff import custom_vjp
+from jsoftmax.linear._options import Dealt
+from jsoftmax.linear._parts import Part, finished, moved, nothing, part_of, union, union_of_shards
+from jsoftmax.linear._walk import common, logits_of, narrowed, product, scan_forgetting
+from jsoftmax.statistics import Reduction, gradient, scores
+from jsoftmax.transforms import LogitTransform
+
+# A block is such a part of the classes, but no fewer columns than that, or than make so many logits.
+_PARTS, _COLUMNS, _LOGITS = 128, 256, 1 << 18
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """What is known of a walk over blocks before tracing.
+
+    Attributes:
+        reduction: What to reduce.
+        classes: The number of classes here.
+        size: The number of columns of a block.
+        per_class: Which leaves of the transform have one number per class.
+    """
+
+    reduction: Reduction
+    classes: int
+    size: int
+    per_class: tuple[bool, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """The number of blocks; where they come out uneven the last one starts early."""
+        return -(-self.classes // self.size)
+
+    def start(self, i: Array) -> Array:
+        """The first column of block `i`."""
+        return jnp.minimum(i * self.size, self.classes - self.size)
+
+    def end(self, i: Array) -> Array:
+        """Where the next block starts."""
+        return jnp.where(i == self.count - 1, self.classes, self.start(i + 1))
+
+    def cut(self, tree: Any, i: Array) -> Any:
+        """The block's columns of arrays `[…, classes]`."""
+
+        def part(x: Array) -> Array:
+            # Tied to the loop's index, 16 bits cannot be widened as a whole ahead of the loop.
+            x, at = jax.lax.optimization_barrier((x, i)) if x.dtype.itemsize == 2 else (x, i)
+            return jax.lax.dynamic_slice_in_dim(x, self.start(at), self.size, axis=-1)
+
+        return jax.tree.map(part, tree)
+
+    def put(self, whole: Array, made: Array, i: Array) -> Array:
+        """The block's columns written; what it shares with the next one is written again there."""
+        return jax.lax.dynamic_update_slice_in_dim(
+            whole, made.astype(whole.dtype), self.start(i), axis=whole.ndim - 1
+        )
+
+    def own(self, i: Array, labels: Array, where: Array | None) -> tuple[Array, Array | None]:
+        """Labels and mask of a block: without the classes that it shares with the next one."""
+        ids = self.start(i) + jnp.arange(self.size, dtype=jnp.int32)
+        mine = None if self.classes % self.size == 0 else ids < self.end(i)
+        if are_indices(labels):
+            labels = jnp.where(labels < self.end(i), labels - self.start(i), -1)
+        elif mine is not None:
+            labels = jnp.where(mine, labels, 0)
+        if mine is not None:
+            where = mine[None] if where is None else where & mine
+        return labels, where
+
+
+def block_size(rows: Any, classes: int, wanted: int | None) -> int:
+    """How many columns a block has; see `linear_cross_entropy` for the rule."""
+    if wanted is None:
+        part = -(-classes // (_PARTS * 128)) * 128
+        wanted = max(_COLUMNS, part, _LOGITS // max(rows, 1) if isinstance(rows, int) else 0)
+    return min(classes, wanted)
+
+
+def _parted(blocks: Blocks, transform: Any) -> tuple[list[Any], list[Any]]:
+    """The leaves of a transform or of its cotangent: per class, and others; `None` for the rest."""
+    leaves = [
+        None if getattr(x, "dtype", None) == jax.dtypes.float0 else x
+        for x in jax.tree.leaves(transform)
+    ]
+    flags = blocks.per_class
+    return (
+        [x if here else None for x, here in zip(leaves, flags, strict=True)],
+        [None if here else x for x, here in zip(leaves, flags, strict=True)],
+    )
+
+
+def _joined(blocks: Blocks, per_class: list[Any], others: list[Any], like: Any) -> Any:
+    both = zip(per_class, others, blocks.per_class, strict=True)
+    return jax.tree.unflatten(jax.tree.structure(like), [a if here else b for a, b, here in both])
+
+
+def _cutter(
+    blocks: Blocks, kernel: Array, bias: Any, labels: Array, where: Any, transform: Any, weights: Any
+) -> Callable[[Array], tuple[Any, ...]]:
+    """Makes of a block's number what the block has of each."""
+    per_class, others = _parted(blocks, transform)
+    soft = None if are_indices(labels) else labels
+
+    def cut(i: Array) -> tuple[Any, ...]:
+        parts = blocks.cut((kernel, bias, soft, where, per_class, weights), i)
+        kernel_, bias_, soft_, where_, per_class_, weights_ = parts
+        labels_, where_ = blocks.own(i, labels if soft is None else soft_, where_)
+        return kernel_, bias_, labels_, where_, _joined(blocks, per_class_, others, transform), weights_
+
+    return cut
+
+
+def _weighted(labels: Array, weights: Array | None) -> Array:
+    """Soft labels, each class counted with its weight."""
+    return labels if are_indices(labels) or weights is None else labels * weights
+
+
+def _local(blocks: Blocks, labels: Array) -> Array:
+    """Class indices counted from the first class here."""
+    axis = blocks.reduction.axis_name
+    if axis is None or not are_indices(labels):
+        return labels
+    return labels - jax.lax.axis_index(axis) * blocks.classes
+
+
+def _numbers(
+    blocks: Blocks,
+    hidden: Array,
+    kernel: Array,
+    bias: Array | None,
+    labels: Array,
+    where: Array | None,
+    empty: Array | bool,
+    transform: LogitTransform | None,
+    temperature: Array | None,
+    weights: Array | None,
+) -> Part:
+    """The numbers of rows of `hidden @ kernel + bias`, `hidden [n, features]`."""
+    t = None if temperature is None else temperature[..., 0]
+    cut = _cutter(blocks, kernel, bias, _local(blocks, labels), where, transform, weights)
+
+    def one(i: Array) -> Part:
+        kernel, bias, labels, where, transform, weights = cut(i)
+        z = logits_of(hidden, kernel, bias)
+        labels = _weighted(labels, weights)
+        v = scores(z, labels, where, transform, None)
+        made = part_of(blocks.reduction, v, labels, where, temperature, weights)
+        return moved(made, blocks.start(i))
+
+    # Of the first block only the types are read here: over which mesh axes they vary, among others.
+    none = nothing(one(jnp.zeros((), jnp.int32)))
+    part, _ = scan_forgetting(lambda joined, i: (union(joined, one(i), t), None), none, blocks.count)
+    axis = blocks.reduction.axis_name
+    shards = 1
+    if axis is not None:
+        part, shards = union_of_shards(part, t, blocks.classes, axis), jax.lax.axis_size(axis)
+    return finished(part, blocks.reduction, labels, empty, t, blocks.classes * shards)
+
+
+reduce_product = custom_vjp(_numbers, nondiff_argnums=(0,))
+
+
+def _numbers_fwd(blocks: Blocks, *operands: Any) -> tuple[Part, Any]:
+    out = reduce_product(blocks, *operands)
+    return out, (operands, out)
+
+
+def _numbers_bwd(blocks: Blocks, residuals: Any, cts: Mapping[str, Array]) -> tuple[Any, ...]:
+    (hidden, kernel, bias, labels, where, _, transform, temperature, weights), out = residuals
+    cut = _cutter(blocks, kernel, bias, _local(blocks, labels), where, transform, weights)
+    here = dataclasses.replace(blocks.reduction, axis_name=None)
+
+    def one(i: Array) -> tuple[Any, Any]:
+        kernel, bias, labels, where, transform, weights = cut(i)
+        z = logits_of(hidden, kernel, bias)
+        q, pull = jax.vjp(_weighted, labels, weights)
+        d_z, d_q, d_transform, d_temperature, d_weights = gradient(
+            here, z, q, where, transform, temperature, weights, out, cts
+        )
+        d_labels = None
+        if not are_indices(labels):
+            d_labels, by_mass = pull(d_q)
+            d_weights = by_mass if d_weights is None else d_weights + by_mass
+        narrow = narrowed(d_z, kernel)
+        d_kernel, d_hidden = product(hidden, narrow, (0, 0)), product(narrow, kernel, (1, 1))
+        d_bias = None if bias is None else jnp.sum(d_z, axis=0)
+        per_class, others = _parted(blocks, d_transform)
+        return (d_hidden, others, d_temperature), (d_kernel, d_bias, d_labels, per_class, d_weights)
+
+    sums, columns = one(jnp.zeros((), jnp.int32))
+    wholes = jax.tree.map(
+        lambda x: jax.lax.full_like(x, 0, shape=(*x.shape[:-1], blocks.classes)), columns
+    )
+
+    def step(so_far: Any, i: Array) -> tuple[Any, None]:
+        made, columns = one(i)
+        summed, wholes = so_far
+        summed = jax.tree.map(lambda a, b: a + b.astype(a.dtype), summed, made)
+        return (summed, jax.tree.map(lambda whole, x: blocks.put(whole, x, i), wholes, columns)), None
+
+    start = (jax.tree.map(jnp.zeros_like, sums), wholes)
+    (sums, columns), _ = scan_forgetting(step, start, blocks.count)
+    d_hidden, d_shared, d_temperature = sums
+    d_kernel, d_bias, d_labels, d_per_class, d_weights = columns
+    d_transform = _joined(blocks, d_per_class, d_shared, transform)
+    return d_hidden, d_kernel, d_bias, d_labels, None, None, d_transform, d_temperature, d_weights
+
+
+reduce_product.defvjp(_numbers_fwd, _numbers_bwd)
+
+
+def in_blocks(hidden: Array, kernel: Array) -> bool:
+    """Whether the classes can be walked in blocks.
+
+    On a mesh that is left to the compiler, or sharded explicitly, they may lie on several devices: a
+    block of them would be gathered. There, chunks of rows are walked.
+    """
+    mesh = jax.typeof(kernel).sharding.mesh
+    alone = all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
+    return alone and kernel.shape[1] > 0 and not (isinstance(hidden.size, int) and hidden.size == 0)
+
+
+def row_numbers(
+    reduction: Reduction,
+    options: Dealt,
+    hidden: Array,
+    kernel: Array,
+    bias: Array | None,
+    weights: Array | None,
+    size: int | None,
+) -> tuple[Part, Array | bool, Array | None]:
+    """The numbers of rows `[*batch]`, which of them have no class, and temperatures `[*batch, 1]`."""
+    classes, batch = kernel.shape[1], hidden.shape[:-1]
+    h = hidden.reshape(-1, hidden.shape[-1])
+    dtype = accumulator(common(h.dtype, kernel.dtype))
+    rowwise = jax.tree.map(
+        lambda x: jnp.reshape(x, h.shape[:1] + jnp.shape(x)[len(batch) :]), options.rowwise
+    )
+    labels, where, temperature, transform = options.whole(rowwise, options.shared)
+    transform = jax.tree.map(jnp.asarray, transform)
+    labels = labels if are_indices(labels) else labels.astype(dtype)
+    empty = jnp.zeros(h.shape[:1], bool)
+    if where is not None:
+        where = where if where.ndim == 2 else where[None]
+        none = total(where.astype(jnp.int32), reduction.axis_name) == 0
+        empty = jnp.broadcast_to(none, h.shape[:1])
+    t = None if temperature is None else row_temperature(temperature, h.astype(dtype))
+    blocks = Blocks(
+        reduction, classes, block_size(h.shape[0], classes, size), options.per_class(classes)
+    )
+    operands = (h, kernel, bias, labels, where, empty, transform, t, weights)
+    out = (reduce_product(blocks, *operands), empty, t)
+    return jax.tree.map(lambda x: jnp.reshape(x, batch + jnp.shape(x)[1:]), out)
