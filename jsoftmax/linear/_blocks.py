@@ -13,6 +13,7 @@ Imports `_walk`, `_parts`, `_options`, `statistics`, `transforms`, `autodiff`, `
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -208,23 +209,38 @@ def _numbers_bwd(blocks: Blocks, residuals: Any, cts: Mapping[str, Array]) -> tu
             d_weights = by_mass if d_weights is None else d_weights + by_mass
         narrow = narrowed(d_z, kernel)
         d_kernel, d_hidden = product(hidden, narrow, (0, 0)), product(narrow, kernel, (1, 1))
-        d_bias = None if bias is None else jnp.sum(d_z, axis=0)
         per_class, others = _parted(blocks, d_transform)
+        # Written once, so in the dtype that they are returned in.
+        d_kernel = d_kernel.astype(kernel.dtype)
+        d_bias = None if bias is None else jnp.sum(d_z, axis=0).astype(bias.dtype)
         return (d_hidden, others, d_temperature), (d_kernel, d_bias, d_labels, per_class, d_weights)
 
-    sums, columns = one(jnp.zeros((), jnp.int32))
-    wholes = jax.tree.map(
-        lambda x: jax.lax.full_like(x, 0, shape=(*x.shape[:-1], blocks.classes)), columns
-    )
+    def written(widened: bool) -> Any:
+        sums, columns = one(jnp.zeros((), jnp.int32))
 
-    def step(so_far: Any, i: Array) -> tuple[Any, None]:
-        made, columns = one(i)
-        summed, wholes = so_far
-        summed = jax.tree.map(lambda a, b: a + b.astype(a.dtype), summed, made)
-        return (summed, jax.tree.map(lambda whole, x: blocks.put(whole, x, i), wholes, columns)), None
+        def whole(x: Array) -> Array:
+            dtype = accumulator(x.dtype) if widened else x.dtype
+            return jax.lax.full_like(x, 0, dtype, shape=(*x.shape[:-1], blocks.classes))
 
-    start = (jax.tree.map(jnp.zeros_like, sums), wholes)
-    (sums, columns), _ = scan_forgetting(step, start, blocks.count)
+        def step(so_far: Any, i: Array) -> tuple[Any, None]:
+            made, columns = one(i)
+            summed, wholes = so_far
+            summed = jax.tree.map(lambda a, b: a + b.astype(a.dtype), summed, made)
+            put = jax.tree.map(lambda whole, x: blocks.put(whole, x, i), wholes, columns)
+            return (summed, put), None
+
+        start = (jax.tree.map(jnp.zeros_like, sums), jax.tree.map(whole, columns))
+        (summed, wholes), _ = scan_forgetting(step, start, blocks.count)
+        return summed, jax.tree.map(lambda x, like: x.astype(like.dtype), wholes, columns)
+
+    if kernel.dtype.itemsize > 2:
+        sums, columns = written(widened=False)
+    else:
+        # XLA:CPU writes into 16 bits by widening the whole array, at each step.
+        sums, columns = jax.lax.platform_dependent(
+            cpu=functools.partial(written, widened=True),
+            default=functools.partial(written, widened=False),
+        )
     d_hidden, d_shared, d_temperature = sums
     d_kernel, d_bias, d_labels, d_per_class, d_weights = columns
     d_transform = _joined(blocks, d_per_class, d_shared, transform)

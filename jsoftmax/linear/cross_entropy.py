@@ -101,7 +101,8 @@ def linear_cross_entropy(
         NaN, and NaN gradients, for an index outside [0, classes). A mean of nothing is 0.
 
     Gradient: that of the formula, in every floating argument; that of `kernel` is NaN if a row's is.
-    Every AD mode and order, in the memory of a chunk.
+    Every AD mode and order, in the memory of a few chunks (the gradient of a `jvp` of "none": of all
+    logits and more; take the `jvp` of the gradient).
 
     Raises:
         TypeError: For a dtype that does not fit.
@@ -201,8 +202,8 @@ def linear_row_stats(
     Returns:
         A `RowStats` of `[*batch]` arrays; an ignored row's are those of logits equal to the bias.
 
-    Gradient: of every floating field in every floating argument. Every AD mode and order, in the
-    memory of a chunk.
+    Gradient: of every floating field in every floating argument. Every AD mode and order; memory as
+    `linear_cross_entropy` has it for "none".
 
     Raises:
         TypeError: For a dtype that does not fit.
