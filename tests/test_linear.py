@@ -441,3 +441,45 @@ def test_errors(arguments: Any, options: Any, error: type[Exception], text: str)
     with pytest.raises(error) as raised:
         linear_cross_entropy(*arguments, **options)
     assert str(raised.value) == text
+
+
+INF = np.inf
+BIASES = {
+    "one impossible": [0, -INF, 1, 0, -INF],
+    "first block impossible": [-INF, -INF, 3, 1, 2],
+    "last block impossible": [3, 1, 2, -INF, -INF],
+    "all impossible": [-INF] * 5,
+    "one certain": [0, INF, 0, 0, -INF],
+    "two certain": [INF, 0, 0, 0, INF],
+    "nan": [0, 0, 0, np.nan, 0],
+    "large offset": [1e6] * 5,
+}
+
+
+@pytest.mark.parametrize("mask", [None, [[True] * 5, [False] * 5, [True, False, True, True, False]]])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.5, "label_smoothing": 0.2, "z_loss": 0.1}])
+def test_special_values_as_dense(options: Any, soft: bool, mask: Any):
+    """Two classes a block: what is special lies in one block, and the label in another."""
+    rng = np.random.default_rng(0)
+    h, k = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((3, 2), (2, 5)))
+    labels = jnp.asarray(rng.dirichlet(np.ones(5), 3), jnp.float32) if soft else jnp.array([0, 4, 3])
+    where = None if mask is None else jnp.asarray(mask)
+    by = jnp.array([1.0, -2.0, 3.0])
+
+    def blocks(h: Any, k: Any, b: Any) -> Any:
+        loss = linear_cross_entropy(
+            h, k, labels, bias=b, where=where, reduction="none", chunk_size=2, **options
+        )
+        return jnp.dot(by, loss), loss
+
+    def dense(h: Any, k: Any, b: Any) -> Any:
+        loss = jsoftmax.cross_entropy(h @ k + b, labels, where=where, **options)
+        return jnp.dot(by, loss), loss
+
+    got, expected = (jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True)) for f in (blocks, dense))
+    for name, bias in BIASES.items():
+        b = jnp.asarray(bias, jnp.float32)
+        pairs = zip(jax.tree.leaves(got(h, k, b)), jax.tree.leaves(expected(h, k, b)), strict=True)
+        for mine, theirs in pairs:
+            np.testing.assert_allclose(mine, theirs, rtol=2e-5, atol=2e-5, err_msg=name)
