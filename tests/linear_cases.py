@@ -79,6 +79,11 @@ def distance(hidden: Any, kernel: Any, targets: Any, bias: Any, scale: Any) -> j
     return loss(hidden, kernel, targets, bias=bias, scale=scale)
 
 
+def taught(*, teacher_hidden: Any, teacher_kernel: Any, **given: Any) -> jax.Array:
+    labels = (teacher_hidden, teacher_kernel)
+    return linear.linear_cross_entropy(labels=labels, chunk_size=3, reduction="none", **given)
+
+
 def case(name: str, *, output: str, draws: dict[str, Draw], **options: Any) -> Case:
     call = functools.partial(linear.linear_cross_entropy, **options)
     over_rows = functools.partial(summed, **options)
@@ -112,6 +117,20 @@ LINEAR = (
         draws={"labels": indices, **EVERYTHING},
         reduction="none",
         ignore_index=IGNORED,
+    ),
+    Case(
+        "linear_cross_entropy_taught",
+        taught,
+        formulas.taught_cross_entropy,
+        {
+            **PRODUCT,
+            "teacher_hidden": hidden,
+            "teacher_kernel": kernel,
+            "where": masks,
+            "temperature": per_row(0.6, 1.8),
+            "class_weights": per_class(0.5, 2.0),
+        },
+        over_classes=functools.partial(taught, axis_name="classes"),
     ),
     Case(
         "linear_row_stats",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from tests import formulas
@@ -36,6 +37,13 @@ def linear_cross_entropy(
     if reduction == "sum":
         return total
     return total / (jnp.sum(counting) if denominator is None else denominator)
+
+
+def taught_cross_entropy(
+    hidden: Any, kernel: Any, teacher_hidden: Any, teacher_kernel: Any, where: Any, **options: Any
+) -> Any:
+    labels = jax.nn.softmax(logits(teacher_hidden, teacher_kernel), where=where)
+    return linear_cross_entropy(hidden, kernel, labels, reduction="none", where=where, **options)
 
 
 def linear_row_stats(hidden: Any, kernel: Any, labels: Any, *, bias: Any = None, **options: Any) -> Any:

@@ -206,6 +206,31 @@ def test_everything_ignored():
     assert not gradient.any()
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_teacher_of_another_width(reduction: str):
+    given = draw((7,))
+    rng = np.random.default_rng(1)
+    taught = (
+        rng.standard_normal((7, 4)).astype(np.float32),
+        rng.standard_normal((4, 5)).astype(np.float32),
+    )
+
+    def loss(h: Any, k: Any, teacher: Any) -> Any:
+        return linear_cross_entropy(h, k, teacher, reduction=reduction, chunk_size=2)
+
+    def whole(h: Any, k: Any, teacher: Any) -> Any:
+        rows = dense(h, k, jax.nn.softmax(jnp.matmul(*teacher)))
+        return jnp.mean(rows) if reduction == "mean" else jnp.sum(rows)
+
+    operands = (given["hidden"], given["kernel"], taught)
+    got, expected = (jax.value_and_grad(f, (0, 1, 2))(*operands) for f in (loss, whole))
+    close(got, expected)
+    assert (
+        temp_bytes(lambda h, k, y: linear_cross_entropy(h, k, (h, k), chunk_size=16))
+        < 6 * CHUNK[walked]
+    )
+
+
 @pytest.mark.parametrize("label", [-1, CLASSES])
 def test_labels_of_no_class(label: int):
     given = draw((5,))
@@ -434,8 +459,50 @@ H, K, Y = (draw((4,))[name] for name in ("hidden", "kernel", "labels"))
             "linear_cross_entropy: accum_dtype must be a floating dtype, got int32; leave it out for "
             "float32.",
         ),
+        (
+            (H, K, (H, K[:, :4])),
+            {},
+            ValueError,
+            "linear_cross_entropy: labels must have shapes [*batch, features] = [4, 3] and [features, "
+            "classes] = [3, 5] to match hidden [4, 3] and kernel [3, 5], got [4, 3] and [3, 4]; "
+            "teacher and student share rows and classes.",
+        ),
+        (
+            (H, K, (H, K, K)),
+            {},
+            ValueError,
+            "linear_cross_entropy: labels must be one array or a teacher's (hidden, kernel), got 3 "
+            "values; leave out the bias, or add it as a column of the kernel.",
+        ),
+        (
+            (H, K, (Y, K)),
+            {},
+            TypeError,
+            "linear_cross_entropy: labels[0] must have a floating dtype, got int32; convert with "
+            "labels[0].astype(jnp.float32).",
+        ),
+        (
+            (H, K, (H, K)),
+            {"ignore_index": 0},
+            ValueError,
+            "linear_cross_entropy: ignore_index must be None for labels that are distributions, got 0; "
+            "leave rows out with weighted_mean(losses, weights).",
+        ),
     ],
-    ids=["kernel", "labels", "bias", "reduction", "weights", "denominator", "chunk", "accum"],
+    ids=[
+        "kernel",
+        "labels",
+        "bias",
+        "reduction",
+        "weights",
+        "denominator",
+        "chunk",
+        "accum",
+        "teacher",
+        "three",
+        "teacher's dtype",
+        "teacher ignored",
+    ],
 )
 def test_errors(arguments: Any, options: Any, error: type[Exception], text: str):
     with pytest.raises(error) as raised:

@@ -26,7 +26,7 @@ from jsoftmax._rows import row_temperature
 from jsoftmax._typing import Array
 from jsoftmax._walks import total
 from jsoftmax.autodiff import custom_vjp
-from jsoftmax.linear._options import Dealt
+from jsoftmax.linear._options import Dealt, Teacher
 from jsoftmax.linear._parts import Part, finished, moved, nothing, part_of, union, union_of_shards
 from jsoftmax.linear._walk import common, logits_of, narrowed, product, scan_forgetting
 from jsoftmax.statistics import Reduction, gradient, scores
@@ -250,15 +250,17 @@ def _numbers_bwd(blocks: Blocks, residuals: Any, cts: Mapping[str, Array]) -> tu
 reduce_product.defvjp(_numbers_fwd, _numbers_bwd)
 
 
-def in_blocks(hidden: Array, kernel: Array) -> bool:
+def in_blocks(hidden: Array, kernel: Array, labels: Any) -> bool:
     """Whether the classes can be walked in blocks.
 
+    A teacher's distribution is not known before all of its classes are seen.
     On a mesh that is left to the compiler, or sharded explicitly, they may lie on several devices: a
     block of them would be gathered. There, chunks of rows are walked.
     """
     mesh = jax.typeof(kernel).sharding.mesh
     alone = all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
-    return alone and kernel.shape[1] > 0 and not (isinstance(hidden.size, int) and hidden.size == 0)
+    known = alone and not isinstance(labels, Teacher)
+    return known and kernel.shape[1] > 0 and not (isinstance(hidden.size, int) and hidden.size == 0)
 
 
 def row_numbers(
@@ -277,7 +279,7 @@ def row_numbers(
     rowwise = jax.tree.map(
         lambda x: jnp.reshape(x, h.shape[:1] + jnp.shape(x)[len(batch) :]), options.rowwise
     )
-    labels, where, temperature, transform = options.whole(rowwise, options.shared)
+    labels, where, temperature, transform = options.whole(rowwise, options.shared, reduction.axis_name)
     transform = jax.tree.map(jnp.asarray, transform)
     labels = labels if are_indices(labels) else labels.astype(dtype)
     empty = jnp.zeros(h.shape[:1], bool)

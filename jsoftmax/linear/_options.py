@@ -1,23 +1,41 @@
 """The options of a loss, told apart by whether they have rows: a chunk gets its own of those.
 
-Imports `dense`, `transforms`, `_labels`, `_numerics`, `_checks`.
+Imports `_walk`, `dense`, `transforms`, `_labels`, `_rows`, `_walks`, `_numerics`, `_checks`.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._labels import are_indices
-from jsoftmax._numerics import row, widened
+from jsoftmax._labels import are_indices, num_classes
+from jsoftmax._numerics import exponentials, row, shift, widened
+from jsoftmax._rows import masked
 from jsoftmax._typing import Array, ArrayLike, Shape
+from jsoftmax._walks import maximum, total
 from jsoftmax.dense import joined_transforms
+from jsoftmax.linear._walk import logits_of
 from jsoftmax.transforms import LogitTransform
 
 # What is one number per row in the transforms of this package, where it is an array.
 _ROW_FIELDS = ("value", "cap", "scale", "margin")
+
+
+class Teacher(NamedTuple):
+    """Soft labels that come as a product too: the softmax of `hidden @ kernel`."""
+
+    hidden: Array
+    kernel: Array
+
+    def distribution(self, where: Array | None, axis_name: str | None) -> Array:
+        """The probabilities of some rows, over the classes that are not masked."""
+        z = masked(logits_of(self.hidden, self.kernel, None), where)
+        m = maximum(z, axis_name)
+        e = exponentials(z, shift(m, num_classes(z, axis_name)))
+        s = total(e, axis_name)
+        return e / row(jnp.where(s == 0, 1, s))
 
 
 class Dealt:
@@ -35,8 +53,10 @@ class Dealt:
         leaves, self.treedef = jax.tree.flatten_with_path(transform)
         self.leaves = [leaf for _, leaf in leaves]
         self.per_row = rows = [_is_per_row(path, leaf, batch) for path, leaf in leaves]
+        # Of a teacher, only the hidden vectors have rows.
+        own, kernel = labels if isinstance(labels, Teacher) else (labels, None)
         self.rowwise = (
-            labels,
+            own,
             where_rows,
             temperature if per_row else None,
             [leaf if here else None for (_, leaf), here in zip(leaves, rows, strict=True)],
@@ -45,6 +65,7 @@ class Dealt:
             where,
             None if per_row else temperature,
             [None if here else leaf for (_, leaf), here in zip(leaves, rows, strict=True)],
+            kernel,
         )
 
     def per_class(self, classes: int) -> tuple[bool, ...]:
@@ -53,23 +74,26 @@ class Dealt:
         both = zip(shapes, self.per_row, strict=True)
         return tuple(last == (classes,) and not per_row for last, per_row in both)
 
-    def whole(self, rowwise: Any, shared: Any) -> tuple[Any, ...]:
+    def whole(self, rowwise: Any, shared: Any, axis_name: str | None) -> tuple[Any, ...]:
         """The labels, mask, temperature and transform of some rows."""
         labels, where_rows, temperatures, leaves = rowwise
-        where, temperature, shared_leaves = shared
+        where, temperature, shared_leaves, teacher = shared
+        where = where if where_rows is None else where_rows
+        if teacher is not None:
+            labels = Teacher(labels, teacher).distribution(where, axis_name)
         both = zip(leaves, shared_leaves, strict=True)
         transform = jax.tree.unflatten(self.treedef, [b if a is None else a for a, b in both])
         return (
             labels,
-            where if where_rows is None else where_rows,
+            where,
             temperature if temperatures is None else temperatures,
             transform,
         )
 
 
-def counting(hidden: Array, labels: Array, ignore_index: Any) -> tuple[Array, Array, Array | None]:
+def counting(hidden: Array, labels: Any, ignore_index: Any) -> tuple[Array, Any, Array | None]:
     """Hidden vectors that are 0 in rows that do not count, labels that cannot wrap, and those rows."""
-    if not are_indices(labels):
+    if isinstance(labels, Teacher) or not are_indices(labels):
         return hidden, labels, None
     labels = widened(labels)
     if ignore_index is None:
@@ -86,15 +110,44 @@ def _is_per_row(path: Any, leaf: Any, batch: Shape) -> bool:
 
 
 def checked_labels(
-    name: str, hidden: Array, kernel: Array, labels: ArrayLike, where: Any, ignore_index: Any
-) -> Array:
+    name: str,
+    hidden: Array,
+    kernel: Array,
+    labels: ArrayLike | tuple[ArrayLike, ArrayLike],
+    where: Any,
+    ignore_index: Any,
+) -> Array | Teacher:
     """Labels that fit the product, and so the mask; refuses others."""
-    y, logits = _checks.array(labels), (*hidden.shape[:-1], kernel.shape[1])
+    batch, classes = hidden.shape[:-1], kernel.shape[1]
     match = f"hidden {list(hidden.shape)} and kernel {list(kernel.shape)}"
-    indices = _checks.labels(name, logits, hidden.shape[:-1], y, match)
-    _checks.mask(name, logits, where, "hidden @ kernel")
+    _checks.mask(name, (*batch, classes), where, "hidden @ kernel")
+    if isinstance(labels, tuple):
+        _checks.ignored(name, ignore_index, indices=False)
+        return _checked_teacher(name, labels, batch, classes, match)
+    y = _checks.array(labels)
+    indices = _checks.labels(name, (*batch, classes), batch, y, match)
     _checks.ignored(name, ignore_index, indices)
     return y
+
+
+def _checked_teacher(name: str, labels: Any, batch: Shape, classes: int, match: str) -> Teacher:
+    if len(labels) != 2:
+        raise ValueError(
+            f"{name}: labels must be one array or a teacher's (hidden, kernel), got {len(labels)} "
+            "values; leave out the bias, or add it as a column of the kernel."
+        )
+    given = Teacher(*map(_checks.array, labels))
+    for i, array in enumerate(given):
+        _checks.floating(name, f"labels[{i}]", array)
+    features = list(given.hidden.shape[-1:])
+    if given.hidden.shape[:-1] != batch or given.kernel.shape != (*features, classes):
+        raise ValueError(
+            f"{name}: labels must have shapes [*batch, features] = {[*batch, *features]} and "
+            f"[features, classes] = {[*features, classes]} to match {match}, got "
+            f"{list(given.hidden.shape)} and {list(given.kernel.shape)}; teacher and student share "
+            "rows and classes."
+        )
+    return given
 
 
 def checked_transform(

@@ -40,7 +40,7 @@ REDUCTIONS = ("mean", "sum", "none")
 def linear_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | tuple[ArrayLike, ArrayLike],
     *,
     bias: ArrayLike | None = None,
     where: ArrayLike | None = None,
@@ -71,7 +71,9 @@ def linear_cross_entropy(
     Args:
         hidden: `[*batch, features]`, floating.
         kernel: `[features, classes]`, floating; `embedding.T` costs no copy.
-        labels: Class indices `[*batch]`, or distributions `[*batch, classes]` of a floating dtype.
+        labels: Class indices `[*batch]`, or distributions `[*batch, classes]` of a floating dtype, or
+            a teacher's `(hidden, kernel)`: the softmax of its product, made in chunks of rows as well.
+            Divide its hidden vectors by a temperature, if it has one.
         bias: `[classes]`.
         where: Which classes take part: bool, broadcastable to `[*batch, classes]`.
         temperature: As in `cross_entropy`, and so are `softcap`, `label_smoothing`, `z_loss`,
@@ -167,7 +169,7 @@ def linear_cross_entropy(
 def linear_row_stats(
     hidden: ArrayLike,
     kernel: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | tuple[ArrayLike, ArrayLike],
     *,
     bias: ArrayLike | None = None,
     where: ArrayLike | None = None,
@@ -185,7 +187,8 @@ def linear_row_stats(
     Args:
         hidden: `[*batch, features]`, floating.
         kernel: `[features, classes]`, floating.
-        labels: Class indices `[*batch]` or distributions `[*batch, classes]`.
+        labels: Class indices `[*batch]`, distributions `[*batch, classes]`, or a teacher's
+            `(hidden, kernel)`.
         bias: `[classes]`.
         where: As in `row_stats`, and so are `temperature`, `softcap`, `ignore_index`, `transform`
             and `statistics`.
@@ -241,7 +244,7 @@ def linear_row_stats(
 def _linear_cross_entropy(
     hidden: Array,
     kernel: Array,
-    labels: Array,
+    labels: Any,
     bias: Any,
     where: Any,
     temperature: Any,
@@ -269,7 +272,7 @@ def _linear_cross_entropy(
         # Scaled before the walk: the gradient that it makes is then the one asked for.
         w = jnp.where(by == 0, 0, count / jnp.where(by == 0, 1, by))
 
-    if reduction == "none" and in_blocks(hidden, kernel):
+    if reduction == "none" and in_blocks(hidden, kernel, labels):
         class_weights = None if class_weights is None else jnp.asarray(class_weights, dtype)
         wanted = Reduction(wanted_of(smoothing, z_loss), axis_name)
         raw, empty, t = row_numbers(wanted, options, hidden, kernel, bias, class_weights, chunk_size)
@@ -281,7 +284,7 @@ def _linear_cross_entropy(
 
     def loss(z: Array, rowwise: Any, shared: Any) -> Array:
         (row_options, w), (shared_options, numbers) = rowwise, shared
-        labels, where, temperature, transform = options.whole(row_options, shared_options)
+        labels, where, temperature, transform = options.whole(row_options, shared_options, axis_name)
         smoothing, z_loss, class_weights, ignore_index = numbers
         found = row_losses(
             z,
@@ -315,7 +318,7 @@ def _linear_cross_entropy(
 def _linear_row_stats(
     hidden: Array,
     kernel: Array,
-    labels: Array,
+    labels: Any,
     bias: Any,
     where: Any,
     temperature: Any,
@@ -329,7 +332,7 @@ def _linear_row_stats(
 ) -> RowStats:
     hidden, labels, ignored = counting(hidden, labels, ignore_index)
     options = Dealt(hidden, labels, where, temperature, transform)
-    if in_blocks(hidden, kernel):
+    if in_blocks(hidden, kernel, labels):
         names = {NEEDS[name] for name in statistics if name in NEEDS} | (statistics & {"correct"})
         wanted = Reduction(frozenset(names), axis_name)
         raw, empty, t = row_numbers(wanted, options, hidden, kernel, bias, None, chunk_size)
@@ -338,7 +341,7 @@ def _linear_row_stats(
 
     def stats(z: Array, rowwise: Any, shared: Any) -> RowStats:
         shared_options, ignore_index = shared
-        labels, where, temperature, transform = options.whole(rowwise, shared_options)
+        labels, where, temperature, transform = options.whole(rowwise, shared_options, axis_name)
         made = statistics_of_rows(
             z,
             labels,
