@@ -1,4 +1,7 @@
-"""Checkpoints with orbax: the state and the curves so far, written whole or not at all."""
+"""Checkpoints with orbax: the state and the curves so far, written whole or not at all.
+
+Of several processes each writes and reads its own part of the state.
+"""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -15,23 +18,47 @@ class OtherRunError(Exception):
 
 History = dict[str, list[Any]]  # "loss" per step; "validation": [step, nats per word, accuracy]
 
+# What all devices hold is written by one of them: to share that work fails with jax 0.7.
+_ARRAYS = ocp.type_handlers.create_type_handler_registry(
+    (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
+)
+
 
 def open_folder(folder: Path) -> ocp.CheckpointManager:
     # The next step overwrites the state's memory: an asynchronous save would have to copy it first.
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(folder, options=options)
+    handlers = {
+        "state": ocp.PyTreeCheckpointHandler(type_handler_registry=_ARRAYS),
+        "record": ocp.JsonCheckpointHandler(),
+    }
+    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
 
 def save(checkpoints: ocp.CheckpointManager, run: Run, state: State, history: History) -> None:
     parts = ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
+        state=ocp.args.PyTreeSave(state),
         record=ocp.args.JsonSave({"run": asdict(run), "history": history}),
     )
     checkpoints.save(len(history["loss"]), args=parts)
 
 
 def restore(checkpoints: ocp.CheckpointManager, run: Run, state: State) -> tuple[State, History] | None:
-    """The last state and history, the state shaped like `state`; None where nothing was saved.
+    """The last state and history, the state shaped and laid out like `state`; None where none is.
+
+    Raises:
+        OtherRunError: The checkpoint belongs to another run.
+    """
+    history = last_history(checkpoints, run)
+    if history is None:
+        return None
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    places = ocp.checkpoint_utils.construct_restore_args(like)
+    parts = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=places))
+    return checkpoints.restore(len(history["loss"]), args=parts)["state"], history
+
+
+def last_history(checkpoints: ocp.CheckpointManager, run: Run) -> History | None:
+    """The curves up to the last checkpoint; None where nothing was saved.
 
     Raises:
         OtherRunError: The checkpoint belongs to another run.
@@ -46,9 +73,7 @@ def restore(checkpoints: ocp.CheckpointManager, run: Run, state: State) -> tuple
                 f"--resume: the checkpoint has {name} {record['run'].get(name)}, this run {here}; "
                 "give the same arguments, or leave --resume out to start afresh"
             )
-    shapes = ocp.args.StandardRestore(jax.eval_shape(lambda: state))
-    restored = checkpoints.restore(step, args=ocp.args.Composite(state=shapes))
-    return restored["state"], record["history"]
+    return record["history"]
 
 
 def clear(folder: Path) -> None:

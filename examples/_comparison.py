@@ -1,4 +1,4 @@
-"""Two trained heads side by side: scores, and time and memory that favour neither."""
+"""Trained heads side by side: scores, and time and memory that favour neither."""
 
 import math
 import multiprocessing
@@ -78,7 +78,7 @@ def compare(
 
 
 def same_parameters_gap(heads: Mapping[str, Head], params: Any, corpus: Corpus, run: Run) -> float:
-    """The largest relative difference of the heads' losses where both have the same parameters."""
+    """The largest relative difference of the heads' losses where all have the same parameters."""
     loss = jax.jit(mean_loss, static_argnames="head")
     batches = [training_batch(corpus, run, run.steps + i) for i in range(8)]
     losses = np.array([[loss(params, head, batch) for head in heads.values()] for batch in batches])
@@ -141,14 +141,14 @@ def _resident_peak() -> int | None:
 
 
 def table(rows: Mapping[str, Row]) -> str:
-    """The rows as text, one column for each head and the first one's share of the second."""
+    """The rows as text, one column for each head and the first one's share of the last."""
 
     def line(label: str, cells: Sequence[str], ratio: str = "") -> str:
         return f"{label:32}" + "".join(f"{cell:>14}" for cell in cells) + f"{ratio:>10}"
 
     def measured(label: str, values: Sequence[float | None], form: Callable[[float], str]) -> str:
-        known = [value for value in values if value is not None]
-        ratio = f"{known[0] / known[1]:.2f}" if len(known) == 2 else ""
+        first, *_, last = values
+        ratio = "" if first is None or last is None else f"{first / last:.2f}"
         return line(label, ["–" if v is None else form(v) for v in values], ratio)
 
     def megabytes(value: float) -> str:

@@ -1,7 +1,8 @@
 """The output layers to choose from: what each one learns, how it is trained and how it is scored.
 
 A new head is four functions and a line in `HEADS`; the training loop stays as it is. `dense` makes all
-scores; the others save work where words are many, and `compare_heads.py` shows what that costs.
+scores, `chunked` makes them a part at a time; the others save work where words are many, and
+`compare_heads.py` shows what that costs.
 """
 
 import functools
@@ -17,6 +18,7 @@ from _network import FEATURES
 import jsoftmax
 from jsoftmax import hierarchical
 
+CHUNK = 64  # rows of a batch whose logits the chunked head holds at a time
 SAMPLES = 1024  # words that a batch of the sampled head is trained against
 
 Params = Mapping[str, Any]
@@ -75,6 +77,27 @@ DENSE = Head(dense_init, dense_mean_loss, dense_scores, dense_logits)
 
 # The same layer trained with optax's loss, to compare with.
 OPTAX_HEAD = DENSE._replace(mean_loss=optax_mean_loss)
+
+
+def chunked_mean_loss(params: Params, hidden: jax.Array, labels: jax.Array) -> jax.Array:
+    return jsoftmax.linear_cross_entropy(
+        hidden, params["kernel"], labels, bias=params["bias"], chunk_size=CHUNK
+    )
+
+
+def chunked_scores(params: Params, hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    stats = jsoftmax.linear_row_stats(
+        hidden,
+        params["kernel"],
+        labels,
+        bias=params["bias"],
+        statistics=("nll", "correct"),
+    )
+    return stats.nll, stats.correct
+
+
+# The dense layer in the memory of a chunk's logits. Only `logits` still makes all of them.
+CHUNKED = DENSE._replace(mean_loss=chunked_mean_loss, scores=chunked_scores)
 
 
 def hierarchical_head(counts: np.ndarray) -> Head:
@@ -173,7 +196,14 @@ def _scores(
 
 HEADS: dict[str, Callable[[np.ndarray], Head]] = {
     "dense": lambda counts: DENSE,
+    "chunked": lambda counts: CHUNKED,
     "hierarchical": hierarchical_head,
     "adaptive": adaptive_head,
     "sampled": sampled_head,
+}
+
+# Heads with the parameters and the loss of another: training gives the same curve with each.
+SAME_LAYER: dict[str, dict[str, Head]] = {
+    "dense": {"optax": OPTAX_HEAD},
+    "chunked": {"dense": DENSE, "optax": OPTAX_HEAD},
 }

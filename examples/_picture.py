@@ -14,7 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 INK, PALE, GRID = "#1f2933", "#7b8794", "#e4e7eb"
-COLOURS = {"jsoftmax": "#0b7a75", "optax": "#f08a24"}
+COLOURS = {
+    "jsoftmax": "#0b7a75",
+    "optax": "#f08a24",
+    "dense": INK,
+    "chunked": "#2563eb",
+    "hierarchical": "#0b7a75",
+    "adaptive": "#f08a24",
+    "sampled": "#b5179e",
+}
+DASHES = ("-", (0, (4, 3)), (0, (1, 2)))  # of the first curve, and of those that lie on it
 SMOOTHING = 0.95  # share of the running mean that a step keeps
 
 STYLE = {
@@ -46,8 +55,9 @@ def draw(path: Path, metrics: Mapping[str, Any]) -> None:
         figure = plt.figure(figsize=(11, 6.6 if comparison else 4.4), layout="constrained")
         heights = [1.9, 1] if comparison else [1]
         top, *bottom = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).flat
-        losses = " and ".join(f"{name}'s" for name in curves)
-        title = f"A word-level language model of Python code, trained with {losses} loss"
+        *some, last = curves
+        losses = f"{', '.join(some)} and {last}" if some else last
+        title = f"A word-level language model of Python code, by loss: {losses}"
         top.suptitle(title, x=0.01, ha="left", size=14, weight="bold")
         loss_axes, perplexity_axes = top.subplots(1, 2, width_ratios=[1.55, 1])
         _losses(loss_axes, curves)
@@ -65,19 +75,19 @@ def draw(path: Path, metrics: Mapping[str, Any]) -> None:
 
 def _losses(axes: Axes, curves: Mapping[str, Any]) -> None:
     axes.set_title("Training loss")
-    for name, history in curves.items():
+    for (name, history), dashes in zip(curves.items(), DASHES, strict=False):
         loss = np.array(history["loss"])
         steps = np.arange(1, len(loss) + 1)
         first = name == next(iter(curves))
         if first:
             axes.plot(steps, loss, color=COLOURS[name], alpha=0.22, linewidth=0.8)
-        # The second curve lies on the first: dashes let both be seen.
+        # The other curves lie on the first: dashes let all be seen.
         axes.plot(
             steps,
             _smooth(loss),
             color=COLOURS[name],
             linewidth=3.2 if first else 1.6,
-            linestyle="-" if first else (0, (4, 3)),
+            linestyle=dashes,
             label=name,
         )
     axes.set(xlabel="step", ylabel="nats per token", xlim=(0, None))
@@ -94,7 +104,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def _perplexities(axes: Axes, curves: Mapping[str, Any]) -> None:
     axes.set_title("Validation perplexity")
-    for name, history in curves.items():
+    for (name, history), dashes in zip(curves.items(), DASHES, strict=False):
         steps, nats, _ = np.array(history["validation"]).T
         first = name == next(iter(curves))
         axes.plot(
@@ -102,7 +112,7 @@ def _perplexities(axes: Axes, curves: Mapping[str, Any]) -> None:
             np.exp(nats),
             color=COLOURS[name],
             linewidth=2.4 if first else 1.4,
-            linestyle="-" if first else (0, (4, 3)),
+            linestyle=dashes,
             marker="o",
             markersize=7.5 if first else 3.5,
         )
@@ -123,10 +133,11 @@ def _perplexities(axes: Axes, curves: Mapping[str, Any]) -> None:
 
 
 def _gap(axes: Axes, curves: Mapping[str, Any]) -> None:
-    axes.set_title("How far the two curves are apart")
-    first, second = (np.array(history["loss"]) for history in curves.values())
-    gap = np.maximum(np.abs(first - second) / second, np.finfo(np.float32).eps / 2)
-    axes.semilogy(np.arange(1, len(gap) + 1), gap, color=INK, linewidth=0.9)
+    axes.set_title("How far the curves are apart")
+    (_, first), *others = ((name, np.array(history["loss"])) for name, history in curves.items())
+    for name, other in others:
+        gap = np.maximum(np.abs(first - other) / other, np.finfo(np.float32).eps / 2)
+        axes.semilogy(np.arange(1, len(gap) + 1), gap, color=COLOURS[name], linewidth=0.9)
     axes.set(xlabel="step", ylabel="relative difference", xlim=(0, None), ylim=(3e-8, 1e-2))
 
 

@@ -1,6 +1,7 @@
 """One training run in plain JAX and optax: state, compiled step, batches, validation."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,19 +60,25 @@ def mean_loss(params: Any, head: Head, words: jax.Array) -> jax.Array:
     return head.mean_loss(params["head"], hidden, words[:, 1:])
 
 
-def compile_train_step(head: Head, run: Run) -> jax.stages.Compiled:
-    """Compiles (state, words [batch, time + 1]) -> (state, loss), once: it cannot retrace."""
+def make_train_step(head: Head, run: Run) -> Callable[[State, jax.Array], tuple[State, jax.Array]]:
+    """Makes (state, words [batch, time + 1]) -> (state, loss)."""
     optimizer = make_optimizer(run.steps)
 
-    def train_step(state, words):
+    def train_step(state: State, words: jax.Array) -> tuple[State, jax.Array]:
         loss, gradients = jax.value_and_grad(mean_loss)(state["params"], head, words)
         updates, optimizer_state = optimizer.update(gradients, state["optimizer"])
         params = optax.apply_updates(state["params"], updates)
         return {"params": params, "optimizer": optimizer_state}, loss
 
+    return train_step
+
+
+def compile_train_step(head: Head, run: Run) -> jax.stages.Compiled:
+    """Compiles the training step once: it cannot retrace."""
     state = jax.eval_shape(functools.partial(init_state, head, run), np.ones(run.vocab))
     words = jax.ShapeDtypeStruct((BATCH, CONTEXT + 1), np.int32)
-    return jax.jit(train_step, donate_argnames="state").lower(state, words).compile()
+    train_step = jax.jit(make_train_step(head, run), donate_argnames="state")
+    return train_step.lower(state, words).compile()
 
 
 def evaluate(head: Head, params: Any, batches: np.ndarray) -> tuple[float, float]:

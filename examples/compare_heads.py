@@ -31,12 +31,6 @@ from _training import validation_batches as batches_of
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 from tqdm import tqdm
 
-COLOURS = {
-    "dense": "#1f2933",
-    "hierarchical": "#0b7a75",
-    "adaptive": "#f08a24",
-    "sampled": "#b5179e",
-}
 POINTS = 8  # of a curve
 WARM_UP, TIMED = 2, 8  # steps, to find out how many fit into the time given
 CURVE_BATCHES, FINAL_BATCHES = 4, 24
@@ -111,11 +105,13 @@ def verdicts(rows: dict[str, Trained]) -> list[str]:
     for name, row in others:
         speed = base.step_seconds / row.step_seconds
         change = row.perplexity / base.perplexity - 1
+        worse = f"{change:.1%} higher, so worse, than"
+        better = f"{-change:.1%} lower, so better, than"
+        apart = "the same as" if abs(change) < 5e-4 else worse if change > 0 else better
         found.append(
             f"{name}: a step takes {1 / speed:.2f} of the time of {first}; after "
-            f"{row.curve[-1][0]:.0f} s and {row.steps:,} steps its perplexity is {abs(change):.1%} "
-            f"{'higher, so worse' if change > 0 else 'lower, so better'}, than that of {first} after "
-            f"{base.curve[-1][0]:.0f} s and {base.steps:,} steps."
+            f"{row.curve[-1][0]:.0f} s and {row.steps:,} steps its perplexity is {apart} that of "
+            f"{first} after {base.curve[-1][0]:.0f} s and {base.steps:,} steps."
         )
     return found
 
@@ -125,9 +121,8 @@ def draw(path: Path, rows: dict[str, Trained], vocab: int) -> None:
         figure, axes = plt.subplots(figsize=(9.5, 5.6), layout="constrained")
         for name, row in rows.items():
             seconds, perplexities = np.array(row.curve[1:]).T
-            axes.plot(
-                seconds, perplexities, color=COLOURS[name], linewidth=2.2, marker="o", markersize=4.5
-            )
+            colour = _picture.COLOURS[name]
+            axes.plot(seconds, perplexities, color=colour, linewidth=2.2, marker="o", markersize=4.5)
         ends = sorted((math.log(row.curve[-1][1]), name) for name, row in rows.items())
         low, high = (math.log(limit) for limit in axes.get_ylim())
         gap, previous = 0.055 * (high - low), -math.inf
@@ -137,7 +132,7 @@ def draw(path: Path, rows: dict[str, Trained], vocab: int) -> None:
                 f"{name}, {rows[name].step_seconds * 1e3:.0f} ms a step",
                 (rows[name].curve[-1][0], math.exp(previous)),
                 xytext=(10, 0), textcoords="offset points", va="center",
-                color=COLOURS[name], weight="bold", annotation_clip=False,
+                color=_picture.COLOURS[name], weight="bold", annotation_clip=False,
             )  # fmt: skip
         axes.set_title(f"A language model of {vocab:,} words: perplexity against time, by output layer")
         axes.set(xlabel="seconds of training", ylabel="validation perplexity", yscale="log")

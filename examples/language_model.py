@@ -1,12 +1,13 @@
 """Trains a word-level language model on Python's own standard library, with jsoftmax's losses.
 
-    python examples/language_model.py             # the whole run
-    python examples/language_model.py --resume    # go on after an interruption, on the same curve
+    python examples/language_model.py                   # the whole run
+    python examples/language_model.py --resume          # go on after an interruption, on the same curve
+    python examples/language_model.py --head chunked    # the same loss without all logits in memory
 
 Where to look: `_heads.py` for the losses, `_training.py` for the compiled step and the validation
-scores, `_sampling.py` for text at a temperature, and the loop in `train` below. At the end the same
-training runs with optax's loss, and a table puts the two side by side. The output folder then holds
-`metrics.json`, a picture in `curves.png`, the checkpoints and the tokenised corpus.
+scores, `_loop.py` for the loop, `_sampling.py` for text at a temperature. At the end the same training
+runs with optax's loss, and a table puts them side by side. The output folder then holds `metrics.json`,
+a picture in `curves.png`, the checkpoints and the tokenised corpus.
 """
 
 import argparse
@@ -27,66 +28,12 @@ import _picture
 import _sampling
 import jax
 import numpy as np
-from _heads import HEADS, OPTAX_HEAD, Head
+from _heads import HEADS, SAME_LAYER, Head
+from _loop import train
 from _network import CONTEXT
-from _training import (
-    BATCH,
-    Run,
-    State,
-    compile_train_step,
-    evaluate,
-    init_state,
-    training_batch,
-    validation_batches,
-)
-from tqdm import tqdm
+from _training import BATCH, Run, State, compile_train_step, init_state
 
-CURVE_BATCHES = 8  # of the validation split, scored at each checkpoint
 TEMPERATURES = (0.5, 0.9)
-
-
-def train(
-    head: Head,
-    train_step: jax.stages.Compiled,
-    run: Run,
-    corpus: _corpus.Corpus,
-    folder: Path,
-    every: int,
-) -> tuple[State, _checkpoints.History]:
-    """Trains to the end, from the last checkpoint in `folder` where there is one."""
-    state = init_state(head, run, corpus.counts)
-    history: _checkpoints.History = {"loss": [], "validation": []}
-    with _checkpoints.open_folder(folder) as checkpoints:
-        curve_batches = validation_batches(corpus, CURVE_BATCHES)
-        saved = _checkpoints.restore(checkpoints, run, state)
-        if saved:
-            state, history = saved
-            print(f"{folder.name}: resumed after step {len(history['loss'])} of {run.steps}")
-        else:
-            history["validation"].append([0, *evaluate(head, state["params"], curve_batches)])
-        with _progress(folder.name, len(history["loss"]), run.steps) as progress:
-            for step in range(len(history["loss"]), run.steps):
-                state, loss = train_step(state, training_batch(corpus, run, step))
-                history["loss"].append(float(loss))
-                progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                progress.update(BATCH * CONTEXT)
-                if (step + 1) % every == 0 or step + 1 == run.steps:
-                    scores = evaluate(head, state["params"], curve_batches)
-                    history["validation"].append([step + 1, *scores])
-                    _checkpoints.save(checkpoints, run, state, history)
-    return state, history
-
-
-def _progress(name: str, done: int, steps: int) -> tqdm:
-    tokens = BATCH * CONTEXT
-    return tqdm(
-        desc=name,
-        initial=done * tokens,
-        total=steps * tokens,
-        unit=" tokens",
-        unit_scale=True,
-        mininterval=0.5,
-    )
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -105,11 +52,10 @@ def demo(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         corpus=corpus.fingerprint,
     )
-    heads = {"jsoftmax": HEADS[run.head](corpus.counts)}
-    # optax has the loss of the dense head only.
-    arguments.compare = arguments.compare and run.head == "dense"
+    ours = "jsoftmax" if run.head == "dense" else run.head
+    heads = {ours: HEADS[run.head](corpus.counts)}
     if arguments.compare:
-        heads["optax"] = OPTAX_HEAD
+        heads |= SAME_LAYER.get(run.head, {})
 
     folders = {name: out / "checkpoints" / name for name in heads}
     if not arguments.resume:
@@ -118,17 +64,18 @@ def demo(arguments: argparse.Namespace) -> None:
     steps, states, curves = {}, {}, {}
     for name, head in heads.items():
         steps[name] = compile_train_step(head, run)
+        state = init_state(head, run, corpus.counts)
         states[name], curves[name] = train(
-            head, steps[name], run, corpus, folders[name], arguments.every
+            head, steps[name], state, run, corpus, folders[name], arguments.every
         )
         (_, before, _), *_, (_, after, _) = curves[name]["validation"]
         print(f"{name}: validation perplexity {math.exp(before):.1f} -> {math.exp(after):.1f}")
 
-    params = states["jsoftmax"]["params"]
+    params = states[ours]["params"]
     samples = {}
     for temperature in TEMPERATURES:
         samples[f"{temperature}"] = text = _sampling.continue_prompt(
-            heads["jsoftmax"], params, corpus, temperature=temperature, seed=run.seed
+            heads[ours], params, corpus, temperature=temperature, seed=run.seed
         )
         print(f"\n--- a sample at temperature {temperature} ---\n{text}")
 
@@ -138,7 +85,7 @@ def demo(arguments: argparse.Namespace) -> None:
         "curves": curves,
         "samples": samples,
     }
-    if arguments.compare:
+    if len(heads) > 1:
         metrics["comparison"] = report(heads, steps, states, curves, corpus, run)
     _picture.draw(out / "curves.png", metrics)
     metrics["seconds"] = time.perf_counter() - started
@@ -154,19 +101,19 @@ def report(
     corpus: _corpus.Corpus,
     run: Run,
 ) -> dict[str, Any]:
-    """Prints and returns the comparison of the first head with the second."""
-    first, second = (np.array(history["loss"]) for history in curves.values())
+    """Prints and returns the comparison of the first head with the others."""
+    first, *others = (np.array(history["loss"]) for history in curves.values())
     params = next(iter(states.values()))["params"]
     gaps = {
         "same_parameters": _comparison.same_parameters_gap(heads, params, corpus, run),
-        "first_step": float(abs(first[0] / second[0] - 1)),
-        "whole_curve": float(np.max(np.abs(first / second - 1))),
+        "first_step": max(float(abs(first[0] / other[0] - 1)) for other in others),
+        "whole_curve": max(float(np.max(np.abs(first / other - 1))) for other in others),
     }
     rows = _comparison.compare(heads, steps, states, corpus, run)
-    print(f"\n--- the same training with either loss ---\n{_comparison.table(rows)}")
+    print(f"\n--- the same training with each loss ---\n{_comparison.table(rows)}")
     print(
         f"The losses differ by at most {gaps['same_parameters']:.1e} of their size on the same "
-        f"parameters, and by {gaps['whole_curve']:.1e} along the two runs of {run.steps} steps."
+        f"parameters, and by {gaps['whole_curve']:.1e} along the runs of {run.steps} steps."
     )
     return {"rows": {name: asdict(row) for name, row in rows.items()}, "gaps": gaps}
 
@@ -217,7 +164,8 @@ def parse_arguments() -> argparse.Namespace:
         "--compare",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="with the dense head, train once more with optax's loss and put the two side by side",
+        help="train again with the other losses of the same layer, optax's for one (the dense and the "
+        "chunked head have such), and put them side by side",
     )
     arguments = parser.parse_args()
     for name, least in {"steps": 1, "vocab": 100, "seed": 0, "every": 1}.items():
