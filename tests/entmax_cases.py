@@ -85,6 +85,35 @@ def fenchel_young_loss(logits: Any, labels: Any, alpha: Any = 1.5, **options: An
     return loss + (jnp.sum(labels, axis=-1) - 1) * threshold
 
 
+def bi_tempered(logits: Any, labels: Any, t1: Any, t2: Any, *, where: Any = None) -> Any:
+    """The paper's formula; the normalizer by bisection, then by Newton's differentiable steps."""
+    z, a = _kept(logits, where), 1 - t2
+    gaps = z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
+
+    def tail(level: Any) -> Any:
+        found = jnp.power(1 + a * (gaps - level), 1 / a)
+        return found if where is None else jnp.where(where, found, 0)
+
+    low, high = jnp.zeros_like(gaps[..., :1]), jnp.full_like(gaps[..., :1], 1e3)
+    for _ in range(80):
+        middle = (low + high) / 2
+        enough = jnp.sum(tail(middle), axis=-1, keepdims=True) > 1
+        low, high = jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+    level = jax.lax.stop_gradient(low)
+    for _ in range(3):
+        p = tail(level)
+        level = level + (jnp.sum(p, -1, keepdims=True) - 1) / jnp.sum(p ** (1 - a), -1, keepdims=True)
+    p, b = tail(level), 1 - t1
+    q = labels
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        q = (jnp.arange(logits.shape[-1], dtype=labels.dtype) == labels[..., None]).astype(p.dtype)
+    held = jnp.where(q > 0, q, 1)
+    taken = jnp.where(p > 0, p, 1)
+    by_q = jnp.where(q > 0, q * (held**b - taken**b) / b, 0)
+    own = jnp.where(q > 0, held ** (1 + b), 0) - jnp.where(p > 0, taken ** (1 + b), 0)
+    return jnp.sum(by_q - own / (1 + b), axis=-1)
+
+
 def sparsemax_loss(logits: Any, labels: Any) -> Any:
     s = jnp.where(labels == 1, -logits, logits)
     return jnp.where(s >= 1, s, jnp.where(s <= -1, 0, (s + 1) ** 2 / 4))
@@ -166,6 +195,12 @@ ENTMAX = (
         _loss_and_margin,
         loss_and_margin,
         {"logits": close, "labels": indices},
+    ),
+    Case(
+        "bi_tempered_logistic_loss",
+        losses.bi_tempered_logistic_loss,
+        bi_tempered,
+        {"logits": logits, "labels": off_one, "t1": number(0.3, 0.8), "t2": number(1.2, 2.0)},
     ),
     Case(
         "multiclass_sparsemax_loss",

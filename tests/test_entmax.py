@@ -336,3 +336,49 @@ def test_no_classes_and_one():
     np.testing.assert_array_equal(
         losses.entmax_loss(jnp.zeros((2, 1)), jnp.zeros(2, jnp.int32)), [0, 0]
     )
+
+
+@pytest.mark.parametrize(("t1", "t2"), [(0.0, 1.0), (0.5, 1.5), (0.8, 1.2), (1.0, 4.0)])
+def test_bi_tempered_is_bounded_and_accurate(t1: float, t2: float):
+    """Against extended precision; and an outlier costs `1 / (1 − t1)` at most."""
+    rng = np.random.default_rng(0)
+    z = np.concatenate([3 * rng.standard_normal((6, 50)), np.eye(2, 50) * 1e6]).astype(np.float32)
+    labels = rng.integers(0, 50, 8)
+    labels[6:] = (0, 3)
+    got = np.asarray(losses.bi_tempered_logistic_loss(jnp.asarray(z), jnp.asarray(labels), t1, t2))
+    p = oracle.heavy_tailed(z, t2)
+    expected = oracle.bi_tempered(p, np.eye(50)[labels], t1)
+    np.testing.assert_allclose(got, expected.astype(float), rtol=3e-5, atol=1e-6)
+    assert np.all(got >= 0)
+    if t1 < 1:
+        assert np.all(got <= 1 / (1 - t1) * (1 + 1e-6))
+
+
+def test_bi_tempered_is_cross_entropy_at_one():
+    z = jnp.asarray(np.random.default_rng(0).standard_normal((4, 7)), jnp.float32)
+    labels = jnp.array([0, 6, 3, 3])
+    got = losses.bi_tempered_logistic_loss(z, labels, 1.0, 1.0)
+    np.testing.assert_allclose(got, jsoftmax.cross_entropy(z, labels), rtol=1e-6)
+
+
+def test_bi_tempered_policies():
+    z = jnp.array([[1.0, 2.0, -INF], [1.0, np.nan, 0.0], [0.0, 1.0, 2.0], [INF, 0.0, 1.0]])
+
+    def total(z: Any, t1: Any, t2: Any) -> Any:
+        rows = losses.bi_tempered_logistic_loss(z, jnp.array([0, -1, 7, 0]), t1, t2, ignore_index=-1)
+        return jnp.sum(jnp.where(jnp.isnan(rows), 0, rows)), rows
+
+    (_, rows), slope = jax.value_and_grad(total, has_aux=True)(z, 0.5, 1.5)
+    without = losses.bi_tempered_logistic_loss(z[:1, :2], jnp.array([0]), 0.5, 1.5)
+    np.testing.assert_allclose(rows, [float(without[0]), 0, np.nan, 0], rtol=1e-6)
+    np.testing.assert_array_equal(np.isnan(slope).any(-1), [False, False, True, False])
+    assert np.isnan(total(z, jnp.float32(1.5), 1.5)[1][0])
+    assert np.isnan(total(z, 0.5, jnp.float32(0.5))[1][0])
+    masked = losses.bi_tempered_logistic_loss(
+        z, jnp.zeros(4, int), 0.5, 1.5, where=jnp.zeros_like(z, bool)
+    )
+    np.testing.assert_array_equal(masked, 0)
+    with pytest.raises(ValueError, match=r"t1 must be in \[0, 1\], got 1.5"):
+        losses.bi_tempered_logistic_loss(z, jnp.zeros(4, int), 1.5, 1.5)
+    with pytest.raises(ValueError, match=r"t2 must be in \[1, 4\], got 0.5"):
+        losses.bi_tempered_logistic_loss(z, jnp.zeros(4, int), 0.5, 0.5)

@@ -4,6 +4,7 @@ The functions that optax has too keep its names, signatures and order of argumen
 float32 or wider for any input dtype, and one value per row.
 """
 
+from jsoftmax.losses.bi_tempered import bi_tempered_logistic_loss as bi_tempered_logistic_loss
 from jsoftmax.losses.divergences import generalized_kl_divergence as generalized_kl_divergence
 from jsoftmax.losses.divergences import kl_divergence as kl_divergence
 from jsoftmax.losses.divergences import (

@@ -51,11 +51,11 @@ def loss_of_rows(
 
     def chunk(v: Array, labels: Array, *options: Array | None) -> Row:
         def use(family: Family, p: Array, y: Array) -> Row:
-            q, missing = _targets(v, labels, p)
+            q, missing = targets(v, labels, p)
             if options[1] is None:
                 terms = _whole_divergence(form.n, q, p, missing)
             else:
-                terms = _divergence(options[1] - 1, q, p, missing, family.log_probabilities(y))
+                terms = divergence(options[1] - 1, q, p, missing, family.log_probabilities(y))
             terms = terms + scaled(q, jnp.maximum(-family.above(y), 0))
             loss = jnp.sum(terms, axis=-1)
             loss = loss if options[2] is None else jnp.where(options[2], 0, loss)
@@ -77,7 +77,7 @@ def _fwd(form: Form, v: Array, labels: Array, *options: Any) -> tuple[Row, Any]:
 def _bwd(form: Form, residuals: Any, cts: Row) -> tuple[Any, ...]:
     v, labels, temperature, alpha, empty, p, level = residuals
     a = 1 / form.n if alpha is None else alpha - 1
-    q, missing = _targets(v, labels, p)
+    q, missing = targets(v, labels, p)
     s = slopes(p, form.n, alpha)
     sums = jnp.sum(s, axis=-1)
     sums = row(jnp.where(sums == 0, 1, sums))
@@ -119,7 +119,7 @@ def _level(deformed: Array, v: Array, temperature: Array | None) -> Array:
     return jnp.max(deformed, axis=-1, initial=-jnp.inf) - jnp.where(jnp.isfinite(top), top, 0)
 
 
-def _targets(v: Array, labels: Array, p: Array) -> tuple[Array, Array]:
+def targets(v: Array, labels: Array, p: Array) -> tuple[Array, Array]:
     """The labels as distributions `q`, and `q − p`, which at an index is the sum of all others."""
     if not are_indices(labels):
         return labels, labels - p
@@ -148,7 +148,7 @@ def _root(n: int, x: Array) -> Array:
     return jnp.where(x > 0, root, jnp.where(jnp.isnan(x), x, 0))
 
 
-def _divergence(a: Array, q: Array, p: Array, difference: Array, log_p: Array) -> Array:
+def divergence(a: Array, q: Array, p: Array, difference: Array, log_p: Array) -> Array:
     """`D(q, p)` for any `a = α − 1`: `(q (q^a − p^a)/a − (q − p) p^a) / α`, near q a series.
 
     At a = 0 it is `q log(q/p) − q + p`.

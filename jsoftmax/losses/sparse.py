@@ -86,10 +86,10 @@ def fenchel_young_loss(
     References:
         Blondel, Martins, Niculae, Learning with Fenchel-Young Losses, 2020.
     """
-    arguments = _arguments(
+    given = checked_rows(
         "fenchel_young_loss", logits, labels, alpha, axis, where, temperature, ignore_index
     )
-    return _losses(*arguments, divergence=True)
+    return _losses(*given, divergence=True)
 
 
 def entmax_loss(
@@ -141,8 +141,8 @@ def entmax_loss(
     References:
         Peters, Niculae, Martins, Sparse Sequence-to-Sequence Models, 2019.
     """
-    arguments = _arguments("entmax_loss", logits, labels, alpha, axis, where, temperature, ignore_index)
-    return _losses(*arguments, divergence=False)
+    given = checked_rows("entmax_loss", logits, labels, alpha, axis, where, temperature, ignore_index)
+    return _losses(*given, divergence=False)
 
 
 def entmax_stats(
@@ -188,10 +188,8 @@ def entmax_stats(
     References:
         Blondel, Martins, Niculae, Learning with Fenchel-Young Losses, 2020, section 5 (margins).
     """
-    arguments = _arguments(
-        "entmax_stats", logits, labels, alpha, axis, where, temperature, ignore_index
-    )
-    return _stats(*arguments)
+    given = checked_rows("entmax_stats", logits, labels, alpha, axis, where, temperature, ignore_index)
+    return _stats(*given)
 
 
 def multiclass_sparsemax_loss(scores: ArrayLike, labels: ArrayLike) -> Array:
@@ -224,9 +222,9 @@ def multiclass_sparsemax_loss(scores: ArrayLike, labels: ArrayLike) -> Array:
         Martins, Astudillo, From Softmax to Sparsemax, 2016.
     """
     name = "multiclass_sparsemax_loss"
-    arguments = _arguments(name, scores, labels, 2.0, -1, None, 1.0, None, "scores")
-    _checks.indices_only(name, "labels", arguments[1], "distributions go to fenchel_young_loss.")
-    return _losses(*arguments, divergence=True)
+    given = checked_rows(name, scores, labels, 2.0, -1, None, 1.0, None, "scores")
+    _checks.indices_only(name, "labels", given[1], "distributions go to fenchel_young_loss.")
+    return _losses(*given, divergence=True)
 
 
 def sparsemax_loss(logits: ArrayLike, labels: ArrayLike) -> Array:
@@ -301,7 +299,7 @@ def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., Array]
     return fenchel_young
 
 
-def _arguments(
+def checked_rows(
     name: str,
     logits: ArrayLike,
     labels: ArrayLike,

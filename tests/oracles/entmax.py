@@ -55,6 +55,30 @@ def entmax(row: np.ndarray, alpha: float) -> np.ndarray:
     return p / p.sum()
 
 
+def heavy_tailed(z: np.ndarray, t: float) -> np.ndarray:
+    """`exp_t(z − λ)` of rows, `t ≥ 1`, that sum to 1; the normalizer by bisection."""
+    a, gaps = 1 - Real(t), z.astype(Real) - z.max(-1, keepdims=True).astype(Real)
+
+    def tail(level: np.ndarray) -> np.ndarray:
+        return np.exp(gaps - level) if a == 0 else np.exp(np.log1p(a * (gaps - level)) / a)
+
+    low, high = np.zeros((len(z), 1), Real), np.ones((len(z), 1), Real)
+    while np.any(tail(high).sum(-1) > 1):
+        high *= 2
+    for _ in range(120):
+        middle = (low + high) / 2
+        enough = tail(middle).sum(-1, keepdims=True) > 1
+        low, high = np.where(enough, middle, low), np.where(enough, high, middle)
+    return tail(low)
+
+
+def bi_tempered(p: np.ndarray, q: np.ndarray, t: float) -> np.ndarray:
+    """Amid et al., of one-hot rows: `Σ q (log_t q − log_t p) − (q^(2−t) − p^(2−t)) / (2 − t)`."""
+    b = 1 - Real(t)
+    log = np.log(p) if b == 0 else (p**b - 1) / b
+    return np.sum(-np.where(q > 0, log, 0) - (q - p ** (1 + b)) / (1 + b), axis=-1)
+
+
 def rows(z: np.ndarray, alpha: float) -> np.ndarray:
     """The map of every row `[rows, classes]`."""
     each = [sparsemax(r) if alpha == 2 else entmax(r, alpha) for r in np.asarray(z, Real)]
