@@ -69,6 +69,7 @@ bench-hierarchical: .venv-bench/ready  ## trees and adaptive softmax beside a fu
 tpu-compile: .venv-tpu/ready  ## compile every public function with the TPU compiler (needs no TPU) and check its memory
 	@.venv-tpu/bin/python -m benchmarks.tpu_compile $(TPU_ARGS)
 	@.venv-tpu/bin/python -m benchmarks.tpu_hierarchical $(TPU_ARGS)
+	@.venv-tpu/bin/python -m benchmarks.tpu_linear $(TPU_ARGS)
 
 clean:  ## remove the environments and everything built
 	rm -rf $(ENVIRONMENTS) docs/_build build dist .pytest_cache .ruff_cache .hypothesis

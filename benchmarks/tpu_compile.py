@@ -367,8 +367,8 @@ def line(record: dict) -> str:
     return " ".join(cells)
 
 
-def described_chips() -> np.ndarray:
-    """The chips of a TPU that the compiler knows and this machine need not have."""
+def prepare() -> None:
+    """Lets the compiler describe a TPU that this machine need not have."""
     # Without these the compiler looks for a TPU on this machine and for the cloud that it is in.
     os.environ.update(
         TPU_SKIP_MDS_QUERY="1",
@@ -376,6 +376,11 @@ def described_chips() -> np.ndarray:
         TPU_WORKER_HOSTNAMES="localhost",
     )
     jax.config.update("jax_platforms", "cpu")
+
+
+def described_chips() -> np.ndarray:
+    """The chips of one."""
+    prepare()
     return np.array(topologies.get_topology_desc(TOPOLOGY, "tpu").devices)
 
 

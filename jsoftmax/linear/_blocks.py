@@ -258,7 +258,8 @@ def in_blocks(hidden: Array, kernel: Array, labels: Any) -> bool:
     block of them would be gathered. There, chunks of rows are walked.
     """
     mesh = jax.typeof(kernel).sharding.mesh
-    alone = all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
+    manual = all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
+    alone = manual or mesh.size == 1
     known = alone and not isinstance(labels, Teacher)
     return known and kernel.shape[1] > 0 and not (isinstance(hidden.size, int) and hidden.size == 0)
 
