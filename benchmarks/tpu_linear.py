@@ -81,7 +81,8 @@ CASES = (
     Case("mean, accum_dtype=bfloat16", mean(jnp.bfloat16), "v5e:2x2", ONE, TOKENS, 2.1),
     Case("one value per row", per_row, "v5e:2x2", ONE, TOKENS, 0.1, quick=True),
     Case("mean", mean(), "v6e:2x2", ONE, TOKENS, 3.5),
-    Case("one value per row", per_row, "v6e:2x2", ONE, TOKENS, 0.1),
+    # There the compiler writes the kernel's gradient in another layout, and copies it at the end.
+    Case("one value per row", per_row, "v6e:2x2", ONE, TOKENS, 1.4),
     Case("vocab-parallel mean", vocab_parallel, "v5e:8x8", (8, 8), 8 * TOKENS, 0.8, quick=True),
     Case("vocab-parallel mean", vocab_parallel, "v6e:16x16", (16, 16), 16 * TOKENS, 0.5),
 )
