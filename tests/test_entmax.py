@@ -49,6 +49,7 @@ def agree(got: Any, z: np.ndarray, alpha: float) -> None:
     assert ((found > 0) == (true > 0))[certain].all()
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("name", draws(np.random.default_rng(0)))
 @pytest.mark.parametrize("traced", [False, True], ids=["known", "traced"])
 def test_accuracy(name: str, traced: bool):
@@ -59,6 +60,7 @@ def test_accuracy(name: str, traced: bool):
     agree(jsoftmax.sparsemax(z), z, 2.0)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("offset", [0.0, 1.3, 1e6])
 def test_constant_rows_of_many_classes(alpha: float, offset: float):

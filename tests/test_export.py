@@ -37,6 +37,7 @@ def shapes(tree: Any, batch: Any) -> Any:
     return jax.tree.map(like, tree)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_export_for_any_batch(case: Case):
     given, by = case.inputs(), cotangents(case)

@@ -64,8 +64,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-@settings(max_examples=2, deadline=None)
-@given(
+COMBINATIONS = given(
     chosen=st.sets(st.sampled_from(sorted(OPTIONS))),
     soft=st.booleans(),
     mask=st.sampled_from([None, (CLASSES,), (7, 1), (7, CLASSES)]),
@@ -73,7 +72,9 @@ OPTIONS: dict[str, Any] = {
     chunk_size=st.sampled_from([1, 3, 7]),
     seed=st.integers(0, 99),
 )
-def test_equals_dense(chosen: set[str], soft: bool, mask: Any, prior: bool, chunk_size: int, seed: int):
+
+
+def equals_dense(chosen: set[str], soft: bool, mask: Any, prior: bool, chunk_size: int, seed: int):
     rng = np.random.default_rng(seed)
     given = draw((7,), seed) | {k: OPTIONS[k](rng, 7).astype(np.float32) for k in chosen}
     if soft:
@@ -105,6 +106,18 @@ def test_equals_dense(chosen: set[str], soft: bool, mask: Any, prior: bool, chun
     )
     np.testing.assert_array_equal(got[0][1], expected[0][1])
     close((got[0][0], got[1]), (expected[0][0], expected[1]))
+
+
+@pytest.mark.parametrize("mask", [None, (CLASSES,), (7, 1), (7, CLASSES)], ids=str)
+def test_everything_at_once(mask: Any):
+    equals_dense(set(OPTIONS), soft=mask == (7, 1), mask=mask, prior=True, chunk_size=3, seed=0)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@COMBINATIONS
+def test_equals_dense(**drawn: Any):
+    equals_dense(**drawn)
 
 
 def mean(**given: Any) -> jax.Array:

@@ -66,9 +66,11 @@ class Blocks:
         return jnp.where(i == self.count - 1, self.classes, self.start(i + 1))
 
     def cut(self, tree: Any, i: Array) -> Any:
-        """The block's columns of arrays `[…, classes]`."""
+        """The block's columns of arrays `[…, classes]`; what all classes share, whole."""
 
         def part(x: Array) -> Array:
+            if x.shape[-1] != self.classes:
+                return x
             # Tied to the loop's index, 16 bits cannot be widened as a whole ahead of the loop.
             x, at = jax.lax.optimization_barrier((x, i)) if x.dtype.itemsize == 2 else (x, i)
             return jax.lax.dynamic_slice_in_dim(x, self.start(at), self.size, axis=-1)
