@@ -161,6 +161,10 @@ def margin_and_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return stats.loss + stats.margin
 
 
+def bi_tempered(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return losses.bi_tempered_logistic_loss(logits, labels, t1=0.8, t2=1.2)
+
+
 def mean_loss(logits: jax.Array, labels: jax.Array, row_weights: jax.Array) -> jax.Array:
     return jsoftmax.weighted_mean(jsoftmax.cross_entropy(logits, labels), row_weights)
 
@@ -283,6 +287,7 @@ def cases(mesh: Mesh) -> list[Case]:
             ("losses.fenchel_young_loss", gradient(losses.fenchel_young_loss), "logits targets"),
             ("losses.multiclass_sparsemax_loss", gradient(sparsemax_loss), "logits labels"),
             ("losses.entmax_stats", gradient(margin_and_loss), "logits labels"),
+            ("losses.bi_tempered_logistic_loss", gradient(bi_tempered), "logits labels"),
         ]
     ]
     sparse[0] = replace(sparse[0], layouts=("one chip", "rows over 4"))

@@ -78,7 +78,7 @@ GROUPS = {
 SMALL = [name for name in families.FAMILIES if name not in families.LARGE]
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("dtype", families.DTYPES)
 @pytest.mark.parametrize("family", SMALL)

@@ -88,7 +88,7 @@ def test_shard_map_over_rows(case: Case):
     check(case, got)
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @every_case
 def test_gradient_inside_shard_map(case: Case):
     """There the gradient of what all devices share must come back summed over them."""
@@ -139,7 +139,7 @@ def placed(case: Case, on: Mesh, rows: str | None, classes: str | None) -> Input
     }
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @every_case
 @pytest.mark.parametrize(
     ("kind", "axes"),
@@ -166,7 +166,7 @@ def test_mesh(kind: AxisType, axes: tuple[str | None, str | None], case: Case):
         chex.assert_trees_all_equal(like, dict.fromkeys(floats, True))
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @every_case
 def test_eager_on_an_explicit_mesh(case: Case):
     devices = mesh(2, 1, AxisType.Explicit)

@@ -158,7 +158,7 @@ def _numbers(
     bias: Array | None,
     labels: Array,
     where: Array | None,
-    empty: Array | bool,
+    empty: Array,
     transform: LogitTransform | None,
     temperature: Array | None,
     weights: Array | None,
@@ -182,7 +182,7 @@ def _numbers(
     shards = 1
     if axis is not None:
         part, shards = union_of_shards(part, t, blocks.classes, axis), jax.lax.axis_size(axis)
-    return finished(part, blocks.reduction, labels, empty, t, blocks.classes * shards)
+    return finished(part, labels, empty, t, blocks.classes * shards)
 
 
 reduce_product = custom_vjp(_numbers, nondiff_argnums=(0,))
@@ -253,11 +253,11 @@ reduce_product.defvjp(_numbers_fwd, _numbers_bwd)
 
 
 def in_blocks(hidden: Array, kernel: Array, labels: Any) -> bool:
-    """Whether the classes can be walked in blocks.
+    """Whether the classes can be walked in blocks; if not, chunks of rows are.
 
-    A teacher's distribution is not known before all of its classes are seen.
-    On a mesh that is left to the compiler, or sharded explicitly, they may lie on several devices: a
-    block of them would be gathered. There, chunks of rows are walked.
+    Not on a mesh that is left to the compiler, or sharded explicitly: there, they may lie on several
+    devices, and a block of them would be gathered. Not with a teacher either, whose distribution is
+    known only after all of its classes are.
     """
     mesh = jax.typeof(kernel).sharding.mesh
     manual = all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
@@ -274,7 +274,7 @@ def row_numbers(
     bias: Array | None,
     weights: Array | None,
     size: int | None,
-) -> tuple[Part, Array | bool, Array | None]:
+) -> tuple[Part, Array, Array | None]:
     """The numbers of rows `[*batch]`, which of them have no class, and temperatures `[*batch, 1]`."""
     classes, batch = kernel.shape[1], hidden.shape[:-1]
     h = hidden.reshape(-1, hidden.shape[-1])

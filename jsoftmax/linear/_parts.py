@@ -8,8 +8,6 @@ taken away again: no digit is lost.
 Imports `statistics`, `_labels`, `_walks`, `_numerics`.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -125,11 +123,9 @@ def union_of_shards(part: Part, t: Array | None, classes: int, axis_name: str) -
     return made | {"maximum": m}
 
 
-def finished(
-    part: Part, reduction: Reduction, labels: Array, empty: Any, t: Array | None, classes: int
-) -> Part:
+def finished(part: Part, labels: Array, empty: Array, t: Array | None, classes: int) -> Part:
     """What `statistics.reduce` returns, and the totals that a block's gradient asks for."""
-    m, empty = part["maximum"], jnp.asarray(empty)
+    m = part["maximum"]
     s = defined(jnp.where(empty, 1, 1 + part["rest"]), m, empty)
     lost = jnp.isnan(s) | ((m == -jnp.inf) & ~empty)
     rest = jnp.where(empty, 0, part["rest"])
