@@ -8,6 +8,9 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 import jax
 import pytest
 
+from tests.example_runs import environment as environment
+from tests.example_runs import sources as sources
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
@@ -19,8 +22,8 @@ PART = 10
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leaves most tests of cases that are not core, and those marked `thin`, to `make test-slow`.
 
-    Of those with parameters, that is. Which ones is decided by their names, so that each test meets
-    some case and each case some test.
+    Of those with parameters, that is. Which ones is decided by their names, not their files, so that
+    each test meets some case and each case some test, wherever they stand.
     """
     for item in items:
         callspec = getattr(item, "callspec", None)
@@ -28,5 +31,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue
         thin, core = item.get_closest_marker("thin"), getattr(callspec.params.get("case"), "core", True)
         part = max((thin.args or (PART,))[0] if thin else 1, 1 if core else PART)
-        if zlib.crc32(item.nodeid.encode()) % part:
+        if zlib.crc32(item.name.encode()) % part:
             item.add_marker("slow")

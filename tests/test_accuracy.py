@@ -100,6 +100,7 @@ def test_ulp_of_every_family(family: str, dtype: str, seed: int):
     check(family, dtype, [m for group in GROUPS.values() for m in group], seed)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("temperature", [1e-3, 0.3, 0.7, 2.0, 3.3, 100.0])
 @pytest.mark.parametrize("classes", [3, 16, 17, 1000])
 def test_ulp_at_a_temperature(classes: int, temperature: float):

@@ -1,52 +1,22 @@
-"""The softmax over a tree: values and gradients on every kind of tree, labels, rows in place."""
+"""The softmax over a tree: values and gradients on every kind of tree, labels, memory."""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jsoftmax import hierarchical
 from jsoftmax.hierarchical import Tree
+from tests.hierarchical_problem import FEATURES, ROWS, TREES, draw, every_tree, loss
 from tests.oracles import hierarchical as oracle
 from tests.truth import quick
 
 pytestmark = pytest.mark.thin(3)
-
-
-FEATURES, ROWS = 7, 9
-TAXONOMY = (-1, 0, 0, 0, 1, 1, 1, 2, 4, 4, 4, 4, 4, 7, 3, 3, 14, 14)
-TREES: dict[str, Tree] = {
-    "two classes": hierarchical.huffman_tree([3, 1]),
-    "huffman": hierarchical.huffman_tree(1 / np.arange(1, 41)),
-    "chain": hierarchical.huffman_tree(2.0 ** np.arange(12)),
-    "limited": hierarchical.huffman_tree(2.0 ** np.arange(12), max_depth=5),
-    "balanced": hierarchical.balanced_tree(33),
-    "balanced by 3": hierarchical.balanced_tree(20, 3),
-    "two levels": hierarchical.two_level_tree(50),
-    "many groups": hierarchical.two_level_tree(200, 100),
-    "taxonomy": hierarchical.tree_from_parents(TAXONOMY),
-}
-every_tree = pytest.mark.parametrize("name", TREES)
-# Some of what is passed here is wrong on purpose.
-loss: Any = hierarchical.hierarchical_cross_entropy
 log_softmax = hierarchical.hierarchical_log_softmax
-
-
-def draw(tree: Tree, seed: int = 0, size: float = 1.0) -> tuple[Any, Any, Any, Any]:
-    """Hidden vectors, kernel and bias of float32 numbers, and labels."""
-    rng = np.random.default_rng(seed)
-    return (
-        rng.standard_normal((ROWS, FEATURES)).astype(np.float32),
-        (size * rng.standard_normal((tree.num_rows, FEATURES))).astype(np.float32),
-        rng.standard_normal(tree.num_rows).astype(np.float32),
-        rng.integers(0, tree.num_classes, ROWS).astype(np.int32),
-    )
 
 
 def exactly(tree: Tree, h: Any, kernel: Any, bias: Any = None) -> np.ndarray:
@@ -229,146 +199,6 @@ def test_negative_labels_are_nan():
     assert not np.asarray(loss(h, kernel, labels, tree, ignore_index=-1)).any()
 
 
-@every_tree
-@pytest.mark.parametrize("options", [(), ("node_bias", "class_weights", "weights", "ignore_index")])
-def test_row_gradients_add_up_to_the_dense_gradient(name: str, options: tuple[str, ...]):
-    tree = TREES[name]
-    h, kernel, bias, y = draw(tree)
-    rng = np.random.default_rng(2)
-    all_options = {
-        "node_bias": bias,
-        "class_weights": rng.uniform(0.5, 2, tree.num_classes).astype(np.float32),
-        "weights": rng.uniform(0.5, 2, ROWS).astype(np.float32),
-        "ignore_index": int(y[0]),
-    }
-    given = {option: all_options[option] for option in options}
-    weights = given.pop("weights", 1)
-    got = hierarchical.row_gradients(h, kernel, y, tree, weights=weights, **given)
-    bias = given.pop("node_bias", None)
-
-    def total(h: Any, parameters: Any) -> Any:
-        each = loss(h, parameters[0], y, tree, node_bias=parameters[1], **given)
-        return jnp.sum(weights * each), each
-
-    (_, each), (d_h, dense) = quick(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(
-        h, (kernel, bias)
-    )
-    np.testing.assert_allclose(got.loss, each, rtol=1e-6)
-    np.testing.assert_allclose(got.d_hidden, d_h, rtol=1e-5, atol=1e-6)
-    values = (got.values, None) if bias is None else got.values
-    for value, expected in zip(values, dense, strict=True):
-        if value is not None:
-            summed = jnp.zeros_like(expected).at[got.rows].add(value)
-            np.testing.assert_allclose(summed, expected, rtol=1e-5, atol=1e-6)
-
-
-def trained(optimizer: Any, steps: int, with_bias: bool, every_row: bool = False) -> tuple[Any, Any]:
-    """Some steps by rows, and as many with optax and the dense gradient."""
-    tree = TREES["balanced by 3" if every_row else "huffman"]
-    rows, dense = optimizer
-    h, kernel, bias, _ = draw(tree)
-    start = (kernel, bias) if with_bias else kernel
-    init, update = rows
-    ours, ours_state = jax.tree.map(jnp.asarray, start), init(start)
-    theirs, theirs_state = ours, dense.init(ours)
-    classes = tree.num_classes
-
-    def parts(parameters: Any) -> dict[str, Any]:
-        pair = parameters if with_bias else (parameters, None)
-        return {"node_kernel": pair[0], "node_bias": pair[1]}
-
-    def total(parameters: Any, x: Any, y: Any) -> Any:
-        return jnp.sum(loss(x, labels=y, tree=tree, **parts(parameters)))
-
-    gradient_of, update = jax.jit(jax.grad(total)), jax.jit(update)
-    for step in range(steps):
-        y = np.random.default_rng(step).integers(0, classes, ROWS) if not every_row else None
-        x, y = (h, y) if y is not None else (np.resize(h, (classes, FEATURES)), np.arange(classes))
-
-        got = hierarchical.row_gradients(x, labels=y, tree=tree, **parts(ours))
-        updates, ours_state = update(got.values, ours_state, got.rows)
-        ours = hierarchical.apply_row_updates(ours, got.rows, updates)
-        gradient = gradient_of(theirs, x, y)
-        with jax.numpy_dtype_promotion("standard"):  # optax's Adam multiplies floats with integers
-            updates, theirs_state = dense.update(gradient, theirs_state, theirs)
-        theirs = optax.apply_updates(theirs, updates)
-    return ours, theirs
-
-
-def falling(step: Any) -> Any:
-    return 0.1 / (1.0 + jnp.asarray(step, jnp.float32))
-
-
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize(
-    ("optimizer", "every_row"),
-    [
-        ((hierarchical.row_sgd(0.1), optax.sgd(0.1)), False),
-        ((hierarchical.row_sgd(falling), optax.sgd(falling)), False),
-        ((hierarchical.row_adagrad(0.1), optax.adagrad(0.1)), False),
-        # A lazy Adam is Adam where every row is touched.
-        ((hierarchical.row_adam(0.1), optax.adam(0.1)), True),
-    ],
-    ids=["sgd", "schedule", "adagrad", "adam"],
-)
-def test_optimizers_do_what_optax_does(optimizer: Any, every_row: bool, with_bias: bool):
-    ours, theirs = trained(optimizer, 4, with_bias, every_row)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), ours, theirs)
-
-
-def test_adam_leaves_other_rows_alone():
-    tree = TREES["huffman"]
-    h, kernel, _, _ = draw(tree)
-    init, update = hierarchical.row_adam(0.1)
-    state = init(kernel)
-    for y in (np.zeros(ROWS, np.int32), np.full(ROWS, tree.num_classes - 1, np.int32)):
-        before = state
-        got = hierarchical.row_gradients(h, kernel, y, tree)
-        updates, state = update(got.values, before, got.rows)
-        touched = np.isin(np.arange(tree.num_rows), got.rows)
-        for old, new in zip(before[1:], state[1:], strict=True):
-            np.testing.assert_array_equal(np.asarray(old)[~touched], np.asarray(new)[~touched])
-        changed = np.asarray(hierarchical.apply_row_updates(kernel, got.rows, updates)) != kernel
-        np.testing.assert_array_equal(changed.any(axis=1) & ~touched, False)
-
-
-@pytest.mark.parametrize("optimizer", [hierarchical.row_adagrad, hierarchical.row_adam])
-def test_rows_that_are_none_are_left_out(optimizer: Any):
-    init, update = optimizer(0.1)
-    kernel, values = jnp.zeros((3, 2)), jnp.ones((4, 2))
-    rows = jnp.array([-1, 2, 3, 2])
-    updates, state = update(values, init(kernel), rows)
-    alone, alone_state = update(values[1::2], init(kernel), rows[1::2])
-    np.testing.assert_array_equal(
-        hierarchical.apply_row_updates(kernel, rows, updates),
-        hierarchical.apply_row_updates(kernel, rows[1::2], alone),
-    )
-    jax.tree.map(np.testing.assert_array_equal, state, alone_state)
-    np.testing.assert_array_equal(hierarchical.apply_row_updates(kernel, rows, values)[:, 0], [0, 0, 2])
-
-
-@pytest.mark.parametrize("optimizer", [hierarchical.row_sgd, hierarchical.row_adagrad])
-def test_step_in_place(optimizer: Any):
-    """A donated kernel and state are updated where they are: no second array of their size."""
-    tree = hierarchical.balanced_tree(1 << 14)
-    init, update = optimizer(0.1)
-    kernel = jnp.zeros((tree.num_rows, 64))
-    state, h, y = init(kernel), jnp.ones((8, 64)), jnp.arange(8)
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(kernel: Any, state: Any, h: Any, y: Any, tree: Tree) -> Any:
-        got = hierarchical.row_gradients(h, kernel, y, tree)
-        updates, state = update(got.values, state, got.rows)
-        return hierarchical.apply_row_updates(kernel, got.rows, updates), state
-
-    memory = step.lower(kernel, state, h, y, tree).compile().memory_analysis()
-    assert memory is not None
-    assert memory.alias_size_in_bytes >= kernel.nbytes
-    assert memory.temp_size_in_bytes < kernel.nbytes / 8
-    step(kernel, state, h, y, tree)
-    assert kernel.is_deleted()
-
-
 @pytest.mark.parametrize("name", ["huffman", "taxonomy"])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision(name: str, dtype: Any):
@@ -428,78 +258,3 @@ def test_any_batch(shape: tuple[int, ...]):
     )
     got = hierarchical.row_gradients(h, kernel, y, tree)
     assert got.d_hidden.shape == h.shape
-
-
-T: Any = TREES["taxonomy"]
-H, K = np.zeros((4, 5), np.float32), np.zeros((17, 5), np.float32)
-Y = np.zeros(4, np.int32)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "text"),
-    [
-        (
-            lambda: loss(H, K.T, Y, T),
-            ValueError,
-            "hierarchical_cross_entropy: node_kernel must have shape [tree.num_rows, features] = "
-            "[17, 5] to match hidden [4, 5], got [5, 17]; transpose it.",
-        ),
-        (
-            lambda: loss(H, K[:3], Y, T),
-            ValueError,
-            "hierarchical_cross_entropy: node_kernel must have shape [tree.num_rows, features] = "
-            "[17, 5] to match hidden [4, 5], got [3, 5]; it is gathered by rows.",
-        ),
-        (
-            lambda: loss(H, K, Y[:, None], T),
-            ValueError,
-            "hierarchical_cross_entropy: labels must have shape [*batch] = [4] to match hidden [4, 5], "
-            "got [4, 1]; class indices have no class axis, squeeze the last one.",
-        ),
-        (
-            lambda: loss(H, K, Y, [-1, 0, 0]),
-            TypeError,
-            "hierarchical_cross_entropy: tree must be a Tree, got list; make one with huffman_tree, "
-            "balanced_tree, two_level_tree or tree_from_parents.",
-        ),
-        (
-            lambda: loss(H, K, Y, T, node_bias=Y[:3].astype(np.float32)),
-            ValueError,
-            "hierarchical_cross_entropy: node_bias must have shape [tree.num_rows] = [17], got [3]; "
-            "one value each.",
-        ),
-        (
-            lambda: loss(H, K, Y, T, nodes=True, class_weights=np.ones(T.num_classes)),
-            ValueError,
-            "hierarchical_cross_entropy: nodes must be False with class_weights or labels that are "
-            "distributions, got True; both are over the classes.",
-        ),
-        (
-            lambda: loss(H.astype(np.int32), K, Y, T),
-            TypeError,
-            "hierarchical_cross_entropy: hidden must have a floating dtype, got int32; convert with "
-            "hidden.astype(jnp.float32).",
-        ),
-        (
-            lambda: hierarchical.row_gradients(H, K, np.zeros((4, T.num_classes), np.float32), T),
-            TypeError,
-            "row_gradients: labels must have an integer dtype, got float32; give every row one class.",
-        ),
-        (
-            lambda: hierarchical.apply_row_updates(K, Y, H[:, :2]),
-            ValueError,
-            "apply_row_updates: updates must have shape [touched, features] = [4, 5] to match rows and "
-            "node_kernel [17, 5], got [4, 2]; one update per row given.",
-        ),
-        (
-            lambda: hierarchical.apply_row_updates(K, H[:, 0], H),
-            TypeError,
-            "apply_row_updates: rows must be integers [touched], got float32[4]; pass those that "
-            "row_gradients returned.",
-        ),
-    ],
-)
-def test_errors(call: Any, error: type[Exception], text: str):
-    with pytest.raises(error) as caught:
-        call()
-    assert str(caught.value) == text

@@ -179,6 +179,12 @@ def test_package_keeps(rule: Rule):
     assert rule(PACKAGE) == []
 
 
+@pytest.mark.parametrize("folder", ["tests", "benchmarks", "examples"])
+def test_no_file_is_long(folder: str):
+    assert any((TESTS.parent / folder).glob("*.py"))
+    assert long_files(TESTS.parent / folder) == []
+
+
 def test_tests_explain_their_skips():
     assert unexplained_skips(TESTS) == []
 

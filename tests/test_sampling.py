@@ -2,49 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
-from scipy import stats
 
 from jsoftmax import sampling
 from jsoftmax.sampling import _draw, _threshold
-from tests.mesh import use_mesh
 from tests.oracles import sampling as oracle
+from tests.sampling_problem import KEY, fits, many
 
 pytestmark = pytest.mark.thin(3)
-
-
-KEY = jax.random.key(20)
 INF, NAN = np.inf, np.nan
-
-
-def fits(ids: Any, p: np.ndarray) -> None:
-    """Chi-square at 1e-6: impossible classes never, the others as often as `p` says."""
-    ids = np.asarray(ids).ravel()
-    counts = np.bincount(ids, minlength=len(p))
-    assert len(counts) == len(p)
-    assert counts[p == 0].sum() == 0
-    rare = p * ids.size < 5
-    counts, p = (np.append(x[~rare], x[rare].sum()) for x in (counts, p))
-    some = p > 0
-    assert stats.chisquare(counts[some], p[some] * ids.size, sum_check=False).pvalue > 1e-6
 
 
 def few() -> np.ndarray:
     return np.array([0.5, -1.0, 2.0, -INF, 1.0, 0.0, 2.0], np.float32)
-
-
-def many(classes: int) -> np.ndarray:
-    return np.random.default_rng(classes).standard_normal(classes).astype(np.float32)
 
 
 # One block of classes; several; several of which the last is not full; and that not even begun.
@@ -109,6 +84,7 @@ def test_whole_numbers_do_not_overflow():
 
 
 CUT = {"top_k": 4, "top_p": 0.99, "min_p": 0.01, "temperature": 0.5}
+
 SPECIAL = {
     "nan": ([0.0, NAN, 1.0, 2.0], {-1}),
     "two +inf": ([INF, 0.0, INF, 0.0], {-1}),
@@ -304,145 +280,3 @@ def test_gumbel_top_k_where_there_are_fewer():
     pairs = np.asarray(sampling.gumbel_top_k(KEY, hidden, 3, where=where))
     assert (np.sort(pairs, axis=1) == [-1, 0, 2]).all()
     assert (np.asarray(sampling.gumbel_top_k(KEY, hidden, 3, where=where & False)) == -1).all()
-
-
-DRAWS: dict[str, Callable[..., Any]] = {
-    "categorical": sampling.categorical,
-    "categorical shape": lambda key, z: sampling.categorical(key, z, shape=(2, *z.shape[:-1])),
-    "sample": lambda key, z: sampling.sample(key, z, temperature=0.8, top_k=40, top_p=0.9, min_p=0.01),
-    "gumbel_top_k": lambda key, z: sampling.gumbel_top_k(key, z, 3),
-    "gumbel_softmax": sampling.gumbel_softmax,
-    "gumbel_softmax hard": lambda key, z: sampling.gumbel_softmax(key, z, 0.5, hard=True),
-    "straight_through": sampling.straight_through,
-    "rao_blackwell": lambda key, z: sampling.rao_blackwell_gumbel_softmax(key, z, num_samples=2),
-    "reinmax": sampling.reinmax,
-}
-
-
-# In each run one that draws by blocks, one that bisects, one with noise; all of them now and then.
-QUICK = ("categorical", "sample", "gumbel_softmax")
-SLOW = {name: () if name in QUICK else (pytest.mark.slow,) for name in DRAWS}
-
-
-@pytest.mark.parametrize(
-    "draw", [pytest.param(draw, id=name, marks=SLOW[name]) for name, draw in DRAWS.items()]
-)
-def test_reproducible(draw: Callable[..., Any]):
-    z = jnp.asarray(np.stack([many(600)] * 2))
-    eager = np.asarray(draw(KEY, z))
-    agree = np.testing.assert_allclose
-    agree(jax.jit(draw)(KEY, z), eager, rtol=1e-6)
-    agree(draw(jax.random.key_data(KEY), z), eager, rtol=0)
-    assert not np.array_equal(draw(jax.random.key(21), z), eager)
-    keys = jax.random.split(KEY, 2)
-    alone = np.stack([draw(key, row) for key, row in zip(keys, z, strict=True)])
-    agree(jax.vmap(draw)(keys, z), alone, rtol=1e-5, atol=1e-30)
-    for kind in (AxisType.Auto, AxisType.Explicit):
-        mesh = jax.make_mesh((2,), ("rows",), axis_types=(kind,), devices=jax.devices()[:2])
-        with use_mesh(mesh):
-            sharded = jax.device_put(z, NamedSharding(mesh, P("rows", None)))
-            agree(draw(KEY, sharded), eager, rtol=1e-6)
-
-
-def test_a_typed_key_of_another_kind():
-    ids = sampling.categorical(jax.random.key(0, impl="rbg"), many(1000), shape=(20_000,))
-    fits(ids // 100, oracle.softmax(many(1000)).reshape(10, 100).sum(axis=1))
-
-
-def test_annealed_numbers_never_retrace():
-    z = many(300)
-
-    @jax.jit
-    @chex.assert_max_traces(n=1)
-    def step(key: Any, t: Any, k: Any, p: Any) -> Any:
-        soft = sampling.gumbel_softmax(key, z, t)
-        return sampling.sample(key, z, temperature=t, top_k=k, top_p=p, min_p=p / 10), soft
-
-    for i in range(3):
-        step(jax.random.key(i), 1.0 / (i + 1), i + 1, 0.9 - i / 10)
-
-
-@pytest.mark.parametrize(
-    ("name", "number"),
-    [
-        ("gumbel_softmax", "temperature"),
-        ("sample", "temperature"),
-        ("sample", "top_k"),
-        ("sample", "top_p"),
-    ],
-)
-def test_eager_calls_never_retrace(name: str, number: str, monkeypatch: pytest.MonkeyPatch):
-    inner = "perturbed" if name == "gumbel_softmax" else "drawn"
-    module = sys.modules[getattr(sampling, name).__module__]
-    traces, original = [], getattr(module, inner)
-    monkeypatch.setattr(module, inner, lambda *a: traces.append(1) or original(*a))
-    for i in range(2, 5):
-        value = i if number == "top_k" else 1 / i
-        getattr(sampling, name)(KEY, np.zeros((3, 77), np.float32), **{number: value})
-    assert len(traces) == 1
-
-
-def test_no_derivative_and_no_obstacle():
-    def loss(z: Any) -> Any:
-        ids = sampling.categorical(KEY, z)
-        cut = sampling.sample(KEY, z, top_k=5, top_p=0.9, min_p=0.1)
-        return jnp.sum(z[ids]) + jnp.sum(z[cut]) + jnp.sum(z[sampling.gumbel_top_k(KEY, z, 2)])
-
-    gradient = np.asarray(jax.grad(loss)(jnp.asarray(many(400))))
-    assert gradient.sum() == 4
-    assert set(gradient) <= {0.0, 1.0, 2.0, 3.0, 4.0}
-    np.testing.assert_array_equal(jax.jacfwd(loss)(jnp.asarray(many(400))), gradient)
-
-
-Z = np.zeros((2, 3), np.float32)
-DRAW_SOME: Any = sampling.gumbel_top_k
-ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
-    (lambda: sampling.categorical(0, Z), TypeError,
-     "categorical: key must be a key of jax.random, got int32[]; make one with jax.random.key(seed)."),
-    (lambda: sampling.categorical(KEY, np.zeros(3, int)), TypeError,
-     "categorical: logits must have a floating dtype, got int32; convert with "
-     "logits.astype(jnp.float32)."),
-    (lambda: sampling.categorical(KEY, Z, shape=(2, 3)), ValueError,
-     "categorical: shape must be one that [*batch] = [2] of logits broadcasts to, got [2, 3]; put the "
-     "number of draws before the axes of the batch."),
-    (lambda: sampling.categorical(KEY, Z, shape=()), ValueError,
-     "categorical: shape must be one that [*batch] = [2] of logits broadcasts to, got []; put the "
-     "number of draws before the axes of the batch."),
-    (lambda: sampling.categorical(KEY, Z, where=np.zeros(3)), TypeError,
-     "categorical: where must have dtype bool, got float32; convert with where != 0."),
-    (lambda: sampling.categorical(KEY, Z, axis=2), ValueError,
-     "categorical: axis must be in [-2, 2) for an array of 2 dimensions, got 2; count from 0, or from "
-     "−1 backwards."),
-    (lambda: sampling.sample(KEY, Z, temperature=-1.0), ValueError,
-     "sample: temperature must be at least 0, got -1.0; choose a value in range."),
-    (lambda: sampling.sample(KEY, Z, top_k=0), ValueError,
-     "sample: top_k must be at least 1, got 0; choose a value in range."),
-    (lambda: sampling.sample(KEY, Z, top_k=2.0), TypeError,
-     "sample: top_k must have an integer dtype, got float32; it is a number of classes."),
-    (lambda: sampling.sample(KEY, Z, top_k=np.array([1, 2, 3])), ValueError,
-     "sample: top_k must be a scalar or have shape [*batch] = [2], got [3]; one value per row."),
-    (lambda: sampling.sample(KEY, Z, top_p=1.5), ValueError,
-     "sample: top_p must be in [0, 1], got 1.5; choose a value in range."),
-    (lambda: sampling.sample(KEY, Z, min_p=np.zeros(3)), ValueError,
-     "sample: min_p must be a scalar or have shape [*batch] = [2], got [3]; one value per row."),
-    (lambda: sampling.gumbel_softmax(jax.random.split(KEY), Z), ValueError,
-     "gumbel_softmax: key must be one key, got key<fry>[2]; map over several with jax.vmap."),
-    (lambda: sampling.gumbel_softmax(KEY, Z, np.ones(3)), ValueError,
-     "gumbel_softmax: temperature must be a scalar or have shape [*batch] = [2], got [3]; one value "
-     "per row."),
-    (lambda: sampling.gumbel_top_k(KEY, Z, 4), ValueError,
-     "gumbel_top_k: k must be in [0, classes] = [0, 3], since classes are not put back, got 4; draw "
-     "them with replacement by categorical."),
-    (lambda: DRAW_SOME(KEY, Z, 1.0), TypeError,
-     "gumbel_top_k: k must be an integer, got 1.0; pass a Python int."),
-    (lambda: sampling.rao_blackwell_gumbel_softmax(KEY, Z, num_samples=0), ValueError,
-     "rao_blackwell_gumbel_softmax: num_samples must be at least 1, got 0; the gradient is the mean of "
-     "those of so many soft samples."),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("call", "kind", "text"), ERRORS, ids=range(len(ERRORS)))
-def test_errors(call: Callable[[], Any], kind: type[Exception], text: str):
-    with pytest.raises(kind) as error:
-        call()
-    assert str(error.value) == text

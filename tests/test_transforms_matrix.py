@@ -55,7 +55,7 @@ def test_first_order(how: str, case: Case):
         agree(got, true.jacobian @ t if how in ("jvp", "linearize") else true.jacobian)
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(6)
 @every_case
 @pytest.mark.parametrize("how", SECOND)
 def test_second_order(how: str, case: Case):
