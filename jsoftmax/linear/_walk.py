@@ -24,9 +24,10 @@ from jsoftmax._numerics import accumulator
 from jsoftmax._typing import Array
 from jsoftmax.autodiff import custom_vjp
 
-# A chunk is such a part of the rows, but no fewer rows than that, or than make so many logits: fewer
-# would spend more time on adding up the kernel's gradient than on making it.
-_PARTS, _ROWS, _LOGITS = 8, 64, 1 << 22
+# A chunk is such a part of the rows, but no fewer rows than that, or than make so many logits: each
+# chunk reads the kernel twice, and its gradient too, and fewer rows would spend more time on that than
+# on the products.
+_PARTS, _ROWS, _LOGITS = 8, 256, 1 << 22
 
 # The columns of a kernel's gradient that a CPU adds to at a time.
 _BLOCK = 2048

@@ -8,6 +8,7 @@ Imports `chunked`, `_blocks`, `_options`, `_walk`, `dense`, `statistics`, `trans
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -35,6 +36,9 @@ from jsoftmax.statistics import NEEDS, Reduction, RowStats
 from jsoftmax.transforms import LogitTransform
 
 REDUCTIONS = ("mean", "sum", "none")
+
+# So few rows are not worth dividing: a chunk of them would read the kernel twice and its gradient too.
+_FEW_ROWS = 512
 
 
 def linear_cross_entropy(
@@ -64,9 +68,9 @@ def linear_cross_entropy(
         {\sum_i w_i}
 
     with `ℓ` of `cross_entropy`. A mean or a sum walks over chunks of rows and makes its gradient
-    together with the value, in three matrix products. One value per row walks over blocks of classes,
-    in the least memory, and makes the logits again for the gradient: four. Without differentiation
-    there is one product.
+    together with the value, in three matrix products. One value per row, and a mean of 512 rows or
+    fewer, walks over blocks of classes, in the least memory, and makes the logits again for the
+    gradient: four. Without differentiation there is one product.
 
     Args:
         hidden: `[*batch, features]`, floating.
@@ -89,12 +93,12 @@ def linear_cross_entropy(
         reduction: "mean", "sum" (`Σ w ℓ`) or "none" (`w ℓ`, `[*batch]`).
         denominator: What a mean is divided by, a scalar, in place of the sum of the weights of the
             rows that count.
-        chunk_size: The rows of a chunk at most; by default an eighth of them, and no fewer than 64,
-            or than make 2²² logits. For "none" the classes of a block, by default a 128th of them,
-            and no fewer than 256, or than make 2¹⁸ logits; on a mesh left to the compiler, or sharded
-            explicitly, it is rows there too.
-        accum_dtype: The dtype in which the gradients of `kernel` and `bias` are summed over the
-            chunks; float32 or wider by default.
+        chunk_size: The rows of a chunk at most; by default an eighth of them, and no fewer than 256,
+            or than make 2²² logits, and of 512 rows or fewer none: blocks of classes. For "none" the
+            classes of a block, by default a 128th of them, and no fewer than 256, or than make 2¹⁸
+            logits; on a mesh left to the compiler, or sharded explicitly, it is rows there too.
+        accum_dtype: The dtype in which the gradients of `kernel` and `bias` are summed over chunks of
+            rows; float32 or wider by default.
         axis_name: The mesh axis that shards the classes inside `shard_map`: `kernel`, `bias`,
             `where`, `class_weights` and distributions are local shards, class indices are global.
 
@@ -272,7 +276,9 @@ def _linear_cross_entropy(
         # Scaled before the walk: the gradient that it makes is then the one asked for.
         w = jnp.where(by == 0, 0, count / jnp.where(by == 0, 1, by))
 
-    if reduction == "none" and in_blocks(hidden, kernel, labels):
+    n = math.prod(hidden.shape[:-1])
+    few = chunk_size is None and accum_dtype is None and (not isinstance(n, int) or n <= _FEW_ROWS)
+    if (reduction == "none" or few) and in_blocks(hidden, kernel, labels):
         class_weights = None if class_weights is None else jnp.asarray(class_weights, dtype)
         wanted = Reduction(wanted_of(smoothing, z_loss), axis_name)
         raw, empty, t = row_numbers(wanted, options, hidden, kernel, bias, class_weights, chunk_size)
@@ -280,7 +286,8 @@ def _linear_cross_entropy(
         allowed = raw.get("count", classes)
         found = losses_of(raw, labels, allowed, empty, t, smoothing, z_loss, class_weights, axis_name)
         found = settle(found, labels, classes, ignored)
-        return found if w is None else scaled(w, found)
+        found = found if w is None else scaled(w, found)
+        return found if reduction == "none" else jnp.sum(found)
 
     def loss(z: Array, rowwise: Any, shared: Any) -> Array:
         (row_options, w), (shared_options, numbers) = rowwise, shared
