@@ -34,7 +34,7 @@ def chosen(name: str, arguments: argparse.Namespace) -> bool:
 
 def environment() -> dict[str, object]:
     versions = {}
-    for package in ("jax", "jaxlib", "optax", "torch", "numpy"):
+    for package in ("jax", "jaxlib", "optax", "torch", "entmax", "numpy"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

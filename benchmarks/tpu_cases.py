@@ -279,8 +279,9 @@ def cases(mesh: Mesh) -> list[Case]:
     # The threshold is searched for in a loop over gaps that are held, in float32, and so are the
     # probabilities for the gradient: four arrays of bfloat16.
     sparsemax_loss = losses.multiclass_sparsemax_loss
+    slow = ("losses.entmax_loss", "losses.entmax_stats")
     sparse = [
-        Case(name, program, None, arguments, max_temp=MAX_TEMP_SPARSE)
+        Case(name, program, None, arguments, max_temp=MAX_TEMP_SPARSE, quick=name not in slow)
         for name, program, arguments in [
             ("sparsemax", pullback(jsoftmax.sparsemax), "logits cotangent"),
             ("entmax", pullback(jsoftmax.entmax), "logits cotangent"),

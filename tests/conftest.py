@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from tests.example_runs import environment as environment
+from tests.example_runs import finished as finished
 from tests.example_runs import sources as sources
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -65,3 +65,11 @@ def output(arguments: list[str], environment: dict[str, str]) -> str:
 
 def metrics(out: Path) -> dict[str, Any]:
     return json.loads((out / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def finished(
+    sources: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("finished")
+    return out, output(command(out, sources), environment)

@@ -23,7 +23,7 @@ from jsoftmax.hierarchical.adaptive_params import (
 )
 from tests.adaptive_problem import CLASSES, FEATURES, at, counts_of, made, oracle_log_softmax, rows
 
-pytestmark = pytest.mark.thin(3)
+pytestmark = pytest.mark.thin(6)
 
 
 @pytest.mark.parametrize("ranked", [False, True])

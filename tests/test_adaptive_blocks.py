@@ -16,7 +16,7 @@ from jsoftmax.hierarchical.adaptive import adaptive_cross_entropy
 from tests.adaptive_problem import CLASSES, at, made, oracle_log_softmax, oracle_parts, rows
 from tests.oracles import adaptive as oracle
 
-pytestmark = pytest.mark.thin(3)
+pytestmark = pytest.mark.thin(6)
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from jsoftmax.hierarchical.adaptive_params import (
 )
 from tests.adaptive_problem import FEATURES, made
 
-pytestmark = pytest.mark.thin(3)
 PARAMS = made()
 NOT_PARAMS: Any = {}
 HIDDEN = jnp.zeros((2, 3, FEATURES))

@@ -12,7 +12,6 @@ import pytest
 from jsoftmax import hierarchical
 from jsoftmax.hierarchical import decoding
 
-pytestmark = pytest.mark.thin(3)
 K, H = np.zeros((4, 3), np.float32), np.zeros((2, 3), np.float32)
 TREE = hierarchical.huffman_tree([8, 4, 2, 1, 1])
 

@@ -135,6 +135,7 @@ def test_kink_has_the_derivative_of_the_outside():
 # ---- losses ----
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("alpha", [1.0, *ALPHAS])
 def test_losses(alpha: float):
     losses_agree(alpha, alpha, alpha)
@@ -293,6 +294,7 @@ def test_special_values(alpha: Any, width: int, run: str):
             assert np.isfinite(dt[i]) or line.temperature == 0
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("label", range(3))
 @pytest.mark.parametrize("alpha", [1.5, 2.0, "traced"])
 def test_special_values_of_losses(alpha: Any, label: int):

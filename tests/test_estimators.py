@@ -17,7 +17,7 @@ from jsoftmax.sampling import _noise
 from tests.oracles import sampling as oracle
 from tests.truth import quick
 
-pytestmark = pytest.mark.thin(3)
+pytestmark = pytest.mark.thin(6)
 
 
 KEY = jax.random.key(4)

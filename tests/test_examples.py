@@ -19,14 +19,6 @@ from tests.example_runs import EVERY, EXAMPLES, STEPS, VOCAB, command, corpus, m
 pytestmark = pytest.mark.xdist_group("examples")
 
 
-@pytest.fixture(scope="module")
-def finished(
-    sources: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, str]:
-    out = tmp_path_factory.mktemp("finished")
-    return out, output(command(out, sources), environment)
-
-
 def test_run_learns_and_writes_everything_down(finished: tuple[Path, str]):
     out, text = finished
     results = metrics(out)
@@ -221,6 +213,7 @@ def test_vocabulary_memory_is_drawn(environment: dict[str, str], tmp_path: Path)
     assert (tmp_path / "vocabulary.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_heads_are_compared(sources: Path, environment: dict[str, str], tmp_path: Path):
     script = [sys.executable, "-W", "error", str(EXAMPLES / "compare_heads.py")]
     sizes = ["--steps", "12", "--vocab", str(VOCAB), "--corpus", str(sources), "--out", str(tmp_path)]

@@ -15,7 +15,7 @@ from tests.hierarchical_problem import FEATURES, ROWS, TREES, draw, every_tree, 
 from tests.oracles import hierarchical as oracle
 from tests.truth import quick
 
-pytestmark = pytest.mark.thin(3)
+pytestmark = pytest.mark.thin(6)
 log_softmax = hierarchical.hierarchical_log_softmax
 
 

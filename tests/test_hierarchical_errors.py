@@ -10,7 +10,6 @@ import pytest
 from jsoftmax import hierarchical
 from tests.hierarchical_problem import TREES, loss
 
-pytestmark = pytest.mark.thin(3)
 T: Any = TREES["taxonomy"]
 H, K = np.zeros((4, 5), np.float32), np.zeros((17, 5), np.float32)
 Y = np.zeros(4, np.int32)

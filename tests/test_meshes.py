@@ -139,7 +139,7 @@ def placed(case: Case, on: Mesh, rows: str | None, classes: str | None) -> Input
     }
 
 
-@pytest.mark.thin(5)
+@pytest.mark.thin(8)
 @every_case
 @pytest.mark.parametrize(
     ("kind", "axes"),

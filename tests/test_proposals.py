@@ -25,7 +25,7 @@ from jsoftmax.hierarchical.sampled import (
 from tests.oracles import sampled as oracle
 from tests.sampled_problem import CLASSES, PROPOSALS, every_proposal
 
-pytestmark = pytest.mark.thin(3)
+pytestmark = pytest.mark.thin(6)
 
 
 def check_chi_square(counts: np.ndarray, p: np.ndarray) -> None:

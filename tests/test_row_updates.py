@@ -16,7 +16,7 @@ from jsoftmax.hierarchical import Tree
 from tests.hierarchical_problem import FEATURES, ROWS, TREES, draw, every_tree, loss
 from tests.truth import quick
 
-pytestmark = pytest.mark.thin(3)
+pytestmark = pytest.mark.thin(6)
 
 
 @every_tree

@@ -33,7 +33,7 @@ from tests.sampled_problem import (
     problem,
 )
 
-pytestmark = pytest.mark.thin(3)
+pytestmark = pytest.mark.thin(6)
 
 
 def check_mean(samples: Any, mean: Any, precision: float) -> None:

@@ -20,7 +20,6 @@ from jsoftmax.hierarchical.sampled import (
 )
 from tests.sampled_problem import CLASSES, KERNEL, ROWS, H, Y, drawn
 
-pytestmark = pytest.mark.thin(3)
 DRAWN = drawn()
 CALL: Any = sampled_cross_entropy
 OF: Any = LogUniform

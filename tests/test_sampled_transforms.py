@@ -34,7 +34,7 @@ from tests.sampled_problem import (
     problem,
 )
 
-pytestmark = pytest.mark.thin(3)
+pytestmark = pytest.mark.thin(6)
 
 
 @every_loss

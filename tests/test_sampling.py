@@ -14,7 +14,7 @@ from jsoftmax.sampling import _draw, _threshold
 from tests.oracles import sampling as oracle
 from tests.sampling_problem import KEY, fits, many
 
-pytestmark = pytest.mark.thin(3)
+pytestmark = pytest.mark.thin(6)
 INF, NAN = np.inf, np.nan
 
 

@@ -12,7 +12,6 @@ import pytest
 from jsoftmax import sampling
 from tests.sampling_problem import KEY
 
-pytestmark = pytest.mark.thin(3)
 Z = np.zeros((2, 3), np.float32)
 DRAW_SOME: Any = sampling.gumbel_top_k
 

@@ -19,7 +19,7 @@ from tests.mesh import use_mesh
 from tests.oracles import sampling as oracle
 from tests.sampling_problem import KEY, fits, many
 
-pytestmark = pytest.mark.thin(3)
+pytestmark = pytest.mark.thin(6)
 
 DRAWS: dict[str, Callable[..., Any]] = {
     "categorical": sampling.categorical,

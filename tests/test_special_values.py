@@ -37,6 +37,7 @@ from tests.special_values import (
 NAMES = list(cases(TABLE[:1], "float32")[1])
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("run", [jitted, with_gradient], ids=["jit", "eager"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
@@ -48,7 +49,7 @@ def test_table(name: str, dtype: str, run: Callable[..., Any]):
     check(columns, name, got)
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", NAMES)
 def test_table_in_other_forms(name: str, form: str):
@@ -56,7 +57,7 @@ def test_table_in_other_forms(name: str, form: str):
     check(columns, name, jitted(*found[name]))
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("form", [None, *FORMS.values()], ids=["given", *FORMS])
 @pytest.mark.parametrize("name", NAMES)
 def test_value_without_a_gradient_is_the_same(name: str, form: Form | None):
