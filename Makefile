@@ -14,7 +14,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 ENVIRONMENTS = .venv .venv-oldest .venv-bench .venv-tpu
 IN_VENV = .venv/bin/python
-PYTEST = -m pytest -n auto --maxprocesses 4 --dist loadgroup
+# A file stays on one worker: its tests share what takes long to set up, and what JAX compiled.
+PYTEST = -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help demo test test-slow test-oldest lint format doctest docs bench bench-sparse bench-hierarchical tpu-compile clean
 .DELETE_ON_ERROR:

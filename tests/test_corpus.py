@@ -10,8 +10,6 @@ import pytest
 
 from tests.example_runs import VOCAB, corpus, source_file
 
-# One worker for all of them, where tests are distributed: they share a run that takes a while.
-pytestmark = pytest.mark.xdist_group("examples")
 HELD_OUT = [5, 30, 60, 63, 68, 73]
 
 SOURCE = '''\

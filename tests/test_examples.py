@@ -15,9 +15,6 @@ import pytest
 
 from tests.example_runs import EVERY, EXAMPLES, STEPS, VOCAB, command, corpus, metrics, output
 
-# One worker for all of them, where tests are distributed: they share a run that takes a while.
-pytestmark = pytest.mark.xdist_group("examples")
-
 
 def test_run_learns_and_writes_everything_down(finished: tuple[Path, str]):
     out, text = finished

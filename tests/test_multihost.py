@@ -17,8 +17,6 @@ import pytest
 
 from tests.example_runs import EXAMPLES, STEPS, VOCAB, corpus, metrics, output
 
-# One worker for all of them, where tests are distributed: they share two processes that take a while.
-pytestmark = pytest.mark.xdist_group("examples")
 MULTIHOST_EVERY = 15  # a checkpoint of two processes takes a second
 
 

@@ -19,7 +19,6 @@ sys.path.insert(0, str(EXAMPLES))
 pairs, scores, gensim = (
     importlib.import_module(f"_word2vec_{n}") for n in ("pairs", "scores", "gensim")
 )
-pytestmark = pytest.mark.xdist_group("examples")
 
 
 def test_pairs_are_words_within_reach_of_each_other():
