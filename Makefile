@@ -27,13 +27,13 @@ help:  ## this list
 demo: .venv/ready-examples  ## train the language model example (DEMO_ARGS="--steps 60" for a short one)
 	@$(IN_VENV) examples/language_model.py $(DEMO_ARGS)
 
-test: .venv/ready-test  ## the test suite (PYTEST_ARGS="-k name" for a part)
+test: .venv/ready-test  ## the tests, in a quarter of an hour (PYTEST_ARGS="-k name" for a part)
 	@$(IN_VENV) $(PYTEST) $(PYTEST_ARGS)
 
-test-slow: .venv/ready-test  ## the tests that take minutes
+test-slow: .venv/ready-test  ## the other combinations of tests, and what takes minutes
 	@$(IN_VENV) $(PYTEST) -m slow $(PYTEST_ARGS)
 
-test-oldest: .venv-oldest/ready  ## the test suite on the oldest releases that pyproject.toml allows
+test-oldest: .venv-oldest/ready  ## what `make test` runs, on the oldest releases that pyproject.toml allows
 	@.venv-oldest/bin/python $(PYTEST) $(PYTEST_ARGS)
 
 lint: .venv/ready-test .venv/ready-lint  ## style, docstrings and types

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import os
 import re
 import statistics
 import time
@@ -22,17 +21,11 @@ import numpy as np
 import optax
 
 from benchmarks import report, timing
+from benchmarks.operations import torch
 from jsoftmax.linear import linear_cross_entropy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-try:
-    # torch's idle threads spin by default, and lose whole time slices where others have work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    import torch
-except ImportError:
-    torch = None
 
 SHAPES = ((1024, 256, 32_000), (2048, 512, 50_257), (512, 256, 128_000))
 DTYPES = ("float32", "bfloat16")

@@ -67,7 +67,7 @@ class Case:
     layouts: tuple[str, ...] = ("one chip",)
     dtypes: tuple[str, ...] = ("bfloat16",)
     max_temp: float = MAX_TEMP
-    quick: bool = True  # whether a quick run compiles it
+    quick: int = 1  # how many of the layouts a quick run compiles
 
 
 def gradient(function: Callable[..., jax.Array]) -> Program:
@@ -212,6 +212,7 @@ def cases(mesh: Mesh) -> list[Case]:
             "logits labels",
             everywhere,
             both,
+            quick=len(everywhere),
         ),
         Case(
             "cross_entropy, soft labels",
@@ -279,16 +280,15 @@ def cases(mesh: Mesh) -> list[Case]:
     # The threshold is searched for in a loop over gaps that are held, in float32, and so are the
     # probabilities for the gradient: four arrays of bfloat16.
     sparsemax_loss = losses.multiclass_sparsemax_loss
-    slow = ("losses.entmax_loss", "losses.entmax_stats")
     sparse = [
-        Case(name, program, None, arguments, max_temp=MAX_TEMP_SPARSE, quick=name not in slow)
-        for name, program, arguments in [
-            ("sparsemax", pullback(jsoftmax.sparsemax), "logits cotangent"),
-            ("entmax", pullback(jsoftmax.entmax), "logits cotangent"),
-            ("losses.entmax_loss", gradient(losses.entmax_loss), "logits labels"),
-            ("losses.fenchel_young_loss", gradient(losses.fenchel_young_loss), "logits targets"),
-            ("losses.multiclass_sparsemax_loss", gradient(sparsemax_loss), "logits labels"),
-            ("losses.entmax_stats", gradient(margin_and_loss), "logits labels"),
+        Case(name, program, None, arguments, max_temp=MAX_TEMP_SPARSE, quick=quick)
+        for name, program, arguments, quick in [
+            ("sparsemax", pullback(jsoftmax.sparsemax), "logits cotangent", 1),
+            ("entmax", pullback(jsoftmax.entmax), "logits cotangent", 1),
+            ("losses.entmax_loss", gradient(losses.entmax_loss), "logits labels", 0),
+            ("losses.fenchel_young_loss", gradient(losses.fenchel_young_loss), "logits targets", 1),
+            ("losses.multiclass_sparsemax_loss", gradient(sparsemax_loss), "logits labels", 1),
+            ("losses.entmax_stats", gradient(margin_and_loss), "logits labels", 0),
         ]
     ]
     sparse[0] = replace(sparse[0], layouts=("one chip", "rows over 4"))
@@ -300,7 +300,7 @@ def cases(mesh: Mesh) -> list[Case]:
             None,
             "logits labels",
             max_temp=MAX_TEMP_SPARSE,
-            quick=False,
+            quick=0,
         )
     )
     binary = Case("losses.sparsemax_loss", gradient(losses.sparsemax_loss), None, "logits targets")
@@ -311,7 +311,6 @@ def cases(mesh: Mesh) -> list[Case]:
             ("linear_row_stats", normalizer_of_rows),
         ]
     ]
-    quick_draws = ("categorical", "gumbel_softmax")
     draws = [
         Case(
             f"sampling.{name}",
@@ -319,19 +318,19 @@ def cases(mesh: Mesh) -> list[Case]:
             None,
             arguments,
             max_temp=MAX_TEMP_SAMPLING[name],
-            quick=name in quick_draws,
+            quick=quick,
         )
-        for name, program, arguments in [
-            ("categorical", drawn(sampling.categorical), "logits"),
-            ("sample", drawn(sampling.sample, temperature=0.8, top_k=50, top_p=0.95), "logits"),
-            ("gumbel_top_k", drawn(sampling.gumbel_top_k, k=8), "logits"),
+        for name, program, arguments, quick in [
+            ("categorical", drawn(sampling.categorical), "logits", 1),
+            ("sample", drawn(sampling.sample, temperature=0.8, top_k=50, top_p=0.95), "logits", 0),
+            ("gumbel_top_k", drawn(sampling.gumbel_top_k, k=8), "logits", 0),
             *(
-                (name, through_a_sample(getattr(sampling, name)), "logits cotangent")
-                for name in [
-                    "gumbel_softmax",
-                    "straight_through",
-                    "rao_blackwell_gumbel_softmax",
-                    "reinmax",
+                (name, through_a_sample(getattr(sampling, name)), "logits cotangent", quick)
+                for name, quick in [
+                    ("gumbel_softmax", 1),
+                    ("straight_through", 0),
+                    ("rao_blackwell_gumbel_softmax", 0),
+                    ("reinmax", 0),
                 ]
             ),
         ]

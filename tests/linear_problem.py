@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import jsoftmax
-from jsoftmax.linear import linear_cross_entropy
 
 FEATURES, CLASSES = 3, 5
 
@@ -41,28 +40,3 @@ def dense(
 def close(got: Any, expected: Any, rtol: float = 2e-5) -> None:
     scale = max(1.0, *(float(jnp.max(jnp.abs(x), initial=0)) for x in jax.tree.leaves(expected)))
     chex.assert_trees_all_close(got, expected, rtol=rtol, atol=rtol * scale)
-
-
-ROWS_BIG, FEATURES_BIG, CLASSES_BIG = 512, 32, 8192
-
-
-def temp_bytes(function: Any) -> int:
-    shapes = [(ROWS_BIG, FEATURES_BIG), (FEATURES_BIG, CLASSES_BIG)]
-    operands = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
-    labels = jax.ShapeDtypeStruct((ROWS_BIG,), jnp.int32)
-    analysis = jax.jit(function).lower(*operands, labels).compile().memory_analysis()
-    assert analysis is not None
-    return analysis.temp_size_in_bytes
-
-
-def walked(h: Any, k: Any, y: Any) -> Any:
-    return linear_cross_entropy(h, k, y, chunk_size=16)
-
-
-def walked_rows(h: Any, k: Any, y: Any) -> Any:
-    rows = linear_cross_entropy(h, k, y, chunk_size=64, reduction="none")
-    return jnp.sum(rows * jnp.arange(ROWS_BIG, dtype=jnp.float32))
-
-
-# What the logits of a chunk take, of 16 rows or of 64 classes.
-CHUNK = {walked: 16 * CLASSES_BIG * 4, walked_rows: ROWS_BIG * 64 * 4}

@@ -1,4 +1,4 @@
-"""Logits that samplers are tested with."""
+"""Logits that samplers are tested with, and the test that their samples pass."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from tests.oracles.decoding import Oracle, random_parents
 from tests.truth import quick
 
 pytestmark = pytest.mark.thin(6)
+
 KERNELS, ROWS = 40, 25
 
 # Leaves, the widest node, which leaf is divided next; k and a beam.

@@ -16,6 +16,7 @@ from tests.oracles import hierarchical as oracle
 from tests.truth import quick
 
 pytestmark = pytest.mark.thin(6)
+
 log_softmax = hierarchical.hierarchical_log_softmax
 
 

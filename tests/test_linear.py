@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import jsoftmax
 from jsoftmax.linear import chunked, linear_cross_entropy, linear_row_stats
-from tests.linear_problem import CHUNK, CLASSES, FEATURES, close, dense, draw, temp_bytes, walked
+from tests.linear_problem import CLASSES, FEATURES, close, dense, draw
 
 
 def floats(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -174,10 +174,29 @@ def test_teacher_of_another_width(reduction: str):
     operands = (given["hidden"], given["kernel"], taught)
     got, expected = (jax.value_and_grad(f, (0, 1, 2))(*operands) for f in (loss, whole))
     close(got, expected)
-    assert (
-        temp_bytes(lambda h, k, y: linear_cross_entropy(h, k, (h, k), chunk_size=16))
-        < 6 * CHUNK[walked]
-    )
+
+
+@pytest.mark.parametrize("rows", [7, 600])
+@pytest.mark.parametrize(
+    ("reduction", "denominator"), [("mean", None), ("mean", np.float32(3)), ("sum", None)]
+)
+def test_sums_by_default(rows: int, reduction: str, denominator: Any):
+    """In blocks of classes, or in chunks of rows where they are many."""
+    given = draw((rows,)) | {"bias": np.linspace(-1, 1, CLASSES, dtype=np.float32)}
+    weights = np.linspace(0.5, 2, rows, dtype=np.float32)
+    moving, fixed = floats(given | {"weights": weights, "z_loss": np.float32(0.1)})
+
+    options: dict[str, Any] = {"reduction": reduction, "denominator": denominator}
+
+    def loss(x: Any) -> Any:
+        return linear_cross_entropy(**x, **fixed, ignore_index=1, **options)
+
+    def whole(x: Any) -> Any:
+        total = jnp.sum(dense(**x, **fixed, ignore_index=1))
+        counted = jnp.sum(jnp.where(fixed["labels"] != 1, x["weights"], 0))
+        return total if reduction == "sum" else total / (denominator or counted)
+
+    close(jax.value_and_grad(loss)(moving), jax.value_and_grad(whole)(moving))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

@@ -10,21 +10,44 @@ import optax
 import pytest
 
 from jsoftmax.linear import linear_cross_entropy
-from tests.linear_problem import CHUNK, CLASSES_BIG, FEATURES_BIG, temp_bytes, walked, walked_rows
+
+ROWS, FEATURES, CLASSES = 512, 32, 8192
+
+
+def temp_bytes(function: Any) -> int:
+    shapes = [(ROWS, FEATURES), (FEATURES, CLASSES)]
+    operands = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+    labels = jax.ShapeDtypeStruct((ROWS,), jnp.int32)
+    analysis = jax.jit(function).lower(*operands, labels).compile().memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes
+
+
+def walked(h: Any, k: Any, y: Any) -> Any:
+    return linear_cross_entropy(h, k, y, chunk_size=16)
+
+
+def walked_rows(h: Any, k: Any, y: Any) -> Any:
+    rows = linear_cross_entropy(h, k, y, chunk_size=64, reduction="none")
+    return jnp.sum(rows * jnp.arange(ROWS, dtype=jnp.float32))
+
+
+# What the logits of a chunk take, of 16 rows or of 64 classes.
+CHUNK = {walked: 16 * CLASSES * 4, walked_rows: ROWS * 64 * 4}
 
 
 def naive(h: Any, k: Any, y: Any) -> Any:
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(h @ k, y))
 
 
-KERNEL = FEATURES_BIG * CLASSES_BIG * 4
+KERNEL = FEATURES * CLASSES * 4
 
 
 @pytest.mark.parametrize("loss", [walked, walked_rows])
 def test_memory_is_that_of_a_chunk(loss: Any):
     chunk = CHUNK[loss]
     gradient = temp_bytes(jax.value_and_grad(loss, (0, 1)))
-    tied = temp_bytes(jax.value_and_grad(lambda h, e, y: loss(h, e.reshape(CLASSES_BIG, -1).T, y), 0))
+    tied = temp_bytes(jax.value_and_grad(lambda h, e, y: loss(h, e.reshape(CLASSES, -1).T, y), 0))
 
     def curvature(h: Any, k: Any, y: Any) -> Any:
         return jax.jvp(lambda k: jax.grad(loss, 1)(h, k, y), (k,), (k,))[1]
@@ -37,6 +60,14 @@ def test_memory_is_that_of_a_chunk(loss: Any):
     assert tied < 3 * chunk + 2 * KERNEL
     assert temp_bytes(curvature) < 12 * chunk + 4 * KERNEL
     assert temp_bytes(twice) < 12 * chunk + 6 * KERNEL
+
+
+def test_a_teachers_distributions_are_those_of_a_chunk():
+    def taught(h: Any, k: Any, y: Any) -> Any:
+        del y
+        return linear_cross_entropy(h, k, (h, k), chunk_size=16)
+
+    assert temp_bytes(taught) < 6 * CHUNK[walked]
 
 
 @pytest.mark.parametrize(("rows", "reduction"), [(1024, "none"), (512, "mean")])

@@ -15,6 +15,7 @@ from tests.oracles import sampling as oracle
 from tests.sampling_problem import KEY, fits, many
 
 pytestmark = pytest.mark.thin(6)
+
 INF, NAN = np.inf, np.nan
 
 

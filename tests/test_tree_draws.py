@@ -16,6 +16,7 @@ from tests.decoding_problem import BUSHY, FEATURES, WIDE, problem, scores
 from tests.oracles.decoding import Oracle, random_parents
 
 pytestmark = pytest.mark.thin(6)
+
 THIN = random_parents(np.random.default_rng(3), 20, 2, "newest")
 
 # What is drawn from, how often.

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from jsoftmax import hierarchical
+from tests.example_runs import EXAMPLES
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
 pairs, scores, gensim = (
     importlib.import_module(f"_word2vec_{n}") for n in ("pairs", "scores", "gensim")
 )

@@ -69,8 +69,9 @@ def linear_cross_entropy(
 
     with `ℓ` of `cross_entropy`. A mean or a sum walks over chunks of rows and makes its gradient
     together with the value, in three matrix products. One value per row, and a mean of 512 rows or
-    fewer, walks over blocks of classes, in the least memory, and makes the logits again for the
-    gradient: four. Without differentiation there is one product.
+    fewer (unless `chunk_size` or `accum_dtype` ask for chunks), walks over blocks of classes, in the
+    least memory, and makes the logits again for the gradient: four. Without differentiation there is
+    one product.
 
     Args:
         hidden: `[*batch, features]`, floating.
@@ -96,7 +97,8 @@ def linear_cross_entropy(
         chunk_size: The rows of a chunk at most; by default an eighth of them, and no fewer than 256,
             or than make 2²² logits, and of 512 rows or fewer none: blocks of classes. For "none" the
             classes of a block, by default a 128th of them, and no fewer than 256, or than make 2¹⁸
-            logits; on a mesh left to the compiler, or sharded explicitly, it is rows there too.
+            logits. With a teacher, and on a mesh left to the compiler or sharded explicitly, all walk
+            over rows; a number of rows that is a symbol walks as 512 do.
         accum_dtype: The dtype in which the gradients of `kernel` and `bias` are summed over chunks of
             rows; float32 or wider by default.
         axis_name: The mesh axis that shards the classes inside `shard_map`: `kernel`, `bias`,
@@ -107,8 +109,8 @@ def linear_cross_entropy(
         NaN, and NaN gradients, for an index outside [0, classes). A mean of nothing is 0.
 
     Gradient: that of the formula, in every floating argument; that of `kernel` is NaN if a row's is.
-    Every AD mode and order, in the memory of a few chunks (the gradient of a `jvp` of "none": of all
-    logits and more; take the `jvp` of the gradient).
+    Every AD mode and order, in the memory of a few chunks (the gradient of a `jvp` over blocks: of
+    all logits and more; take the `jvp` of the gradient).
 
     Raises:
         TypeError: For a dtype that does not fit.
