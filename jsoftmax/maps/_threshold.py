@@ -41,6 +41,11 @@ def _near(dtype: jnp.dtype) -> float:
     return 1.7 * float(jnp.finfo(dtype).eps) ** 0.25
 
 
+def _own(like: Array, *numbers: float) -> tuple[Array, ...]:
+    """Numbers of one's own: XLA:CPU would store those that two sums read, as large as `like`."""
+    return behind(tuple(jnp.asarray(x, like.dtype) for x in numbers))
+
+
 @dataclasses.dataclass(frozen=True)
 class Whole:
     """`1/(α − 1)` is a whole number `n`: powers are products, and α is known before tracing."""
@@ -58,7 +63,8 @@ class Whole:
 
     def probabilities(self, y: Array) -> Array:
         """`(y₊ / n)^n`."""
-        return (jnp.maximum(y, 0) * (1 / self.n)) ** self.n
+        zero, share = _own(y, 0.0, 1 / self.n)
+        return (jnp.maximum(y, zero) * share) ** self.n
 
     def log_probabilities(self, y: Array) -> Array:
         """`n log (y₊ / n)`."""
@@ -75,10 +81,11 @@ class Whole:
 
     def slopes(self, y: Array) -> Array:
         """`(y₊ / n)^(n − 1)`, for n = 1 the support."""
+        zero, one, steep, share = _own(y, 0.0, 1.0, 1e30, 1 / self.n)
         if self.n == 1:
             # Plain arithmetic: XLA:CPU would store a comparison before it sums it.
-            return jnp.minimum(jnp.maximum(y, 0) * 1e30, 1)
-        return (jnp.maximum(y, 0) * (1 / self.n)) ** (self.n - 1)
+            return jnp.minimum(jnp.maximum(y * steep, zero), one)
+        return (jnp.maximum(y, zero) * share) ** (self.n - 1)
 
     def step(self, excess: Array, slope: Array) -> Array:
         """Newton's step for a sum of `s = 1 + excess`: `n (s^(1/n) − 1) s^(1 − 1/n) / slope`."""
@@ -194,14 +201,15 @@ def distribution(
     sigma = _search(held, g, sigma, held.done)
     # From the differences, not from `σ`: where many small probabilities stand beside a large one, their
     # sum shows more digits than `σ` has.
-    y = gaps - row(sigma)
+    levels = [sigma]
     for _ in range(family.steps):
-        excess, slope = _sums(family, y)
+        excess, slope = _sums(family, *behind((gaps, *levels)))
         if dominated and isinstance(family, Whole):
-            excess = _excess(family.n, y, excess)
-        y = y - row(family.step(excess, slope))
+            excess = _excess(family.n, _above(gaps, *levels), excess)
+        levels.append(family.step(excess, slope))
+    y = _above(gaps, *levels)
     p = family.probabilities(y)
-    p = p / row(jnp.sum(p, axis=-1))
+    p = p / row(jnp.sum(family.probabilities(_above(*behind((gaps, *levels)))), axis=-1))
     if isinstance(family, Whole):
         return p, y
     steeper = family.a > 1
@@ -212,11 +220,16 @@ def distribution(
     return jnp.where(row(jnp.any(jnp.isnan(gaps), axis=-1)), jnp.nan, p), y
 
 
-def _sums(family: Family, y: Array) -> tuple[Array, Array]:
-    """The sum of the probabilities less 1, and that of the slopes."""
+def _above(gaps: Array, *levels: Array) -> Array:
+    """The gaps, less each of some numbers per row in turn."""
+    return functools.reduce(lambda y, level: y - row(level), levels, gaps)
+
+
+def _sums(family: Family, *y: Array) -> tuple[Array, Array]:
+    """The sum of the probabilities less 1, and that of the slopes, at `_above(*y)`."""
     # Two readers of the same numbers, kept apart: XLA:CPU would store what they share.
-    slopes = family.slopes(behind(y))
-    return jnp.sum(family.probabilities(y), axis=-1) - 1, jnp.sum(slopes, axis=-1)
+    p, slopes = family.probabilities(_above(*y)), family.slopes(_above(*behind(y)))
+    return jnp.sum(p, axis=-1) - 1, jnp.sum(slopes, axis=-1)
 
 
 def _excess(n: int, y: Array, plain: Array) -> Array:
@@ -240,7 +253,7 @@ def _search(family: Family, g: Array, sigma: Array, done: Callable[[Array], Arra
 
     def step(carry: Any) -> Any:
         count, active, sigma = carry
-        excess, slope = _sums(family, g - row(sigma))
+        excess, slope = _sums(family, g, sigma)
         further = sigma + family.step(excess, slope)
         moves = active & (further > sigma)
         return count + 1, moves & ~done(excess), jnp.where(moves, further, sigma)
@@ -250,7 +263,10 @@ def _search(family: Family, g: Array, sigma: Array, done: Callable[[Array], Arra
 
 def _column_maxima(g: Array, columns: int) -> Array:
     """The maxima of the columns of rows folded to that width: some classes, the largest among them."""
-    folds, left = divmod(g.shape[-1], columns)
+    # A width that divides the row, if there is one, saves a copy.
+    classes = g.shape[-1]
+    columns = next((c for c in range(columns, columns // 2, -1) if classes % c == 0), columns)
+    folds, left = divmod(classes, columns)
     whole = g[..., : folds * columns]
     top = jnp.max(whole.reshape(*g.shape[:-1], folds, columns), axis=-2)
     if left == 0:

@@ -25,7 +25,7 @@ from jsoftmax._rows import (
     rows_of,
 )
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
-from jsoftmax._walks import by_chunks, maximum, total
+from jsoftmax._walks import by_chunks, careful_if, maximum, total
 from jsoftmax.autodiff import custom_vjp
 from jsoftmax.maps._threshold import Family as Family
 from jsoftmax.maps._threshold import Traced, Whole, distribution
@@ -55,8 +55,10 @@ def solve(
     g = gaps(v, m, temperature)
     p, y = distribution(family, g, jnp.zeros_like(m), fold, dominated)
     # Only beside +inf may several classes share a gap of 0 without sharing the row.
-    several = (m == jnp.inf) & (total((g == 0).astype(p.dtype)) > 1)
-    p = p * row(nan_unless(~several, p.dtype))
+    several = careful_if(
+        m == jnp.inf, lambda: total((g == 0).astype(p.dtype)), lambda: jnp.ones_like(m), None
+    )
+    p = p * row(nan_unless((m < jnp.inf) | (several < 2), p.dtype))
     return use(family, p if empty is None else jnp.where(row(empty), 0, p), y)
 
 
