@@ -64,7 +64,8 @@ class Whole:
     def probabilities(self, y: Array) -> Array:
         """`(y₊ / n)^n`."""
         zero, share = _own(y, 0.0, 1 / self.n)
-        return (jnp.maximum(y, zero) * share) ** self.n
+        # With a 0 added: XLA:CPU sums what ends as a product as a dot product, with fewer digits.
+        return (jnp.maximum(y, zero) * share) ** self.n + zero
 
     def log_probabilities(self, y: Array) -> Array:
         """`n log (y₊ / n)`."""
@@ -209,9 +210,11 @@ def distribution(
         levels.append(family.step(excess, slope))
     y = _above(gaps, *levels)
     p = family.probabilities(y)
-    p = p / row(jnp.sum(family.probabilities(_above(*behind((gaps, *levels)))), axis=-1))
     if isinstance(family, Whole):
-        return p, y
+        # Products are made again for their sum, rather than stored.
+        summed = family.probabilities(_above(*behind((gaps, *levels))))
+        return p / row(jnp.sum(summed, axis=-1)), y
+    p = p / row(jnp.sum(p, axis=-1))
     steeper = family.a > 1
     made = jax.lax.cond(
         jnp.any(steeper), lambda: steep(jnp.where(steeper, family.a, 1), gaps, zero), lambda: (p, y)
