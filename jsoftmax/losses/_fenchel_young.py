@@ -18,7 +18,7 @@ from jsoftmax._numerics import deleted, gaps, row, scaled
 from jsoftmax._typing import Array
 from jsoftmax._walks import by_chunks, maximum
 from jsoftmax.autodiff import custom_vjp
-from jsoftmax.maps.entmax import Family, by_alpha, slopes, solve
+from jsoftmax.maps.entmax import by_alpha, distribution_of, slopes, solved
 from jsoftmax.maps.softmax import through_temperature
 
 
@@ -50,21 +50,21 @@ def loss_of_rows(
     """Rows of scores with distributions or indices; an empty row has loss 0, a wrong index any."""
 
     def chunk(v: Array, labels: Array, *options: Array | None) -> Row:
-        def use(family: Family, p: Array, y: Array) -> Row:
-            q, missing = targets(v, labels, p)
-            if options[1] is None:
-                terms = _whole_divergence(form.n, q, p, missing)
-            else:
-                terms = divergence(options[1] - 1, q, p, missing, family.log_probabilities(y))
-            terms = terms + scaled(q, jnp.maximum(-family.above(y), 0))
-            loss = jnp.sum(terms, axis=-1)
-            loss = loss if options[2] is None else jnp.where(options[2], 0, loss)
-            if not form.kept:
-                return Row(loss)
-            level = None if are_indices(labels) else _level(family.deformed(y), v, options[0])
-            return Row(loss, p, level)
-
-        return solve(use, form.n, v, *options, dominated=True)
+        temperature, alpha, empty = options
+        found = solved(form.n, True, v, temperature, alpha)
+        family, p, y = distribution_of(form.n, v, temperature, alpha, empty, found)
+        q, missing = targets(v, labels, p)
+        if alpha is None:
+            terms = _whole_divergence(form.n, q, p, missing)
+        else:
+            terms = divergence(alpha - 1, q, p, missing, family.log_probabilities(y))
+        terms = terms + scaled(q, jnp.maximum(-family.above(y), 0))
+        loss = jnp.sum(terms, axis=-1)
+        loss = loss if empty is None else jnp.where(empty, 0, loss)
+        if not form.kept:
+            return Row(loss)
+        level = None if are_indices(labels) else _level(family.deformed(y), v, temperature)
+        return Row(loss, p, level)
 
     return by_chunks(chunk, v, labels, temperature, alpha, empty)
 

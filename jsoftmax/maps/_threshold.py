@@ -16,15 +16,15 @@ Imports `_steep`, `_pytrees`, `_numerics`.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import behind, row
+from jsoftmax._numerics import behind, nan_unless, row
 from jsoftmax._pytrees import register
 from jsoftmax._typing import Array
-from jsoftmax.maps._steep import steep
+from jsoftmax.maps._steep import steep_distribution, steep_levels
 
 # Columns of a folded row: fewer for short ones; a row is folded at least so often, or not at all.
 _COLUMNS, _SHORT, _FOLDS = (128, 512), 4096, 4
@@ -179,10 +179,20 @@ register(Traced)
 Family = Whole | Traced
 
 
-def distribution(
-    family: Family, gaps: Array, zero: Array, fold: bool, dominated: bool
-) -> tuple[Array, Array]:
-    """The probabilities of rows of gaps `[*batch, classes]`, and how far each gap is above `σ`.
+class Levels(NamedTuple):
+    """The numbers of each row, `[*batch]`, that its probabilities are made of."""
+
+    # To subtract from the gaps one after the other, not their sum: where many small probabilities stand
+    # beside a large one, the sum of those shows more digits than `σ` has.
+    steps: tuple[Array, ...]
+    # The sum of the probabilities that this gives, NaN for a row that has none.
+    total: Array
+    # Those of rows with α > 2, where there may be some, as `steep_levels` returns them.
+    steep: tuple[Array, Array, Array] | None = None
+
+
+def levels(family: Family, gaps: Array, zero: Array, fold: bool, dominated: bool) -> Levels:
+    """Where the probabilities of rows of gaps `[*batch, classes]` begin.
 
     A row with a NaN, or without a class, is NaN.
 
@@ -200,27 +210,40 @@ def distribution(
     if fold and g.shape[-1] >= _FOLDS * columns:
         sigma = _search(held, _column_maxima(g, columns), sigma, lambda excess: excess < 0.01)
     sigma = _search(held, g, sigma, held.done)
-    # From the differences, not from `σ`: where many small probabilities stand beside a large one, their
-    # sum shows more digits than `σ` has.
-    levels = [sigma]
+    steps = [sigma]
     for _ in range(family.steps):
-        excess, slope = _sums(family, *behind((gaps, *levels)))
+        excess, slope = _sums(family, *behind((gaps, *steps)))
         if dominated and isinstance(family, Whole):
-            excess = _excess(family.n, _above(gaps, *levels), excess)
-        levels.append(family.step(excess, slope))
-    y = _above(gaps, *levels)
-    p = family.probabilities(y)
+            excess = _excess(family.n, _above(gaps, *steps), excess)
+        steps.append(family.step(excess, slope))
+    # Made again where they are used, rather than stored.
+    total = jnp.sum(family.probabilities(_above(*behind((gaps, *steps)))), axis=-1)
     if isinstance(family, Whole):
-        # Products are made again for their sum, rather than stored.
-        summed = family.probabilities(_above(*behind((gaps, *levels))))
-        return p / row(jnp.sum(summed, axis=-1)), y
-    p = p / row(jnp.sum(p, axis=-1))
+        return Levels(tuple(steps), total)
+    found = nan_unless(~jnp.any(jnp.isnan(gaps), axis=-1), gaps.dtype)
     steeper = family.a > 1
+    steep = jax.lax.cond(
+        jnp.any(steeper),
+        lambda: steep_levels(jnp.where(steeper, family.a, 1), gaps, zero),
+        lambda: (zero, zero, zero + 1),
+    )
+    return Levels(tuple(steps), total * found, (*steep[:2], steep[2] * found))
+
+
+def distribution(family: Family, gaps: Array, found: Levels) -> tuple[Array, Array]:
+    """The probabilities of rows of gaps, and how far each gap is above `σ`."""
+    y = _above(gaps, *found.steps)
+    p = family.probabilities(y) / row(found.total)
+    if isinstance(family, Whole) or found.steep is None:
+        return p, y
+    steeper, steep = family.a > 1, found.steep
     made = jax.lax.cond(
-        jnp.any(steeper), lambda: steep(jnp.where(steeper, family.a, 1), gaps, zero), lambda: (p, y)
+        jnp.any(steeper),
+        lambda: steep_distribution(jnp.where(steeper, family.a, 1), gaps, steep),
+        lambda: (p, y),
     )
     p, y = jax.tree.map(functools.partial(jnp.where, steeper), made, (p, y))
-    return jnp.where(row(jnp.any(jnp.isnan(gaps), axis=-1)), jnp.nan, p), y
+    return p, y
 
 
 def _above(gaps: Array, *levels: Array) -> Array:

@@ -6,8 +6,7 @@ Imports `softmax`, `_threshold`, `autodiff`, `_rows`, `_walks`, `_numerics`, `_c
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,38 +27,51 @@ from jsoftmax._typing import Array, ArrayLike, Axis, Shape
 from jsoftmax._walks import by_chunks, careful_if, maximum, total
 from jsoftmax.autodiff import custom_vjp
 from jsoftmax.maps._threshold import Family as Family
-from jsoftmax.maps._threshold import Traced, Whole, distribution
+from jsoftmax.maps._threshold import Levels, Traced, Whole, distribution, levels
 from jsoftmax.maps.softmax import softmax, through_temperature
 
 # The largest 1/(α − 1) for which powers are products.
 _PRODUCTS = 8
 
 
-def solve(
-    use: Callable[[Family, Array, Array], Any],
+class Solved(NamedTuple):
+    """The numbers of each row, `[*batch]`, that its distribution is made of."""
+
+    maximum: Array
+    levels: Levels
+
+
+def solved(n: int, dominated: bool, v: Array, temperature: Array | None, alpha: Array | None) -> Solved:
+    """For `α = 1 + 1/n`, or for `alpha` `[*batch, 1]`; `dominated` as in `levels`."""
+    fold = jax.typeof(v).sharding.spec[-1:] in ((), (None,)) and isinstance(v.shape[-1], int)
+    m = maximum(v)
+    g = gaps(v, m, temperature)
+    found = levels(_family(n, alpha), g, jnp.zeros_like(m), fold, dominated)
+    # Only beside +inf may several classes share a gap of 0 without sharing the row.
+    several = careful_if(
+        m == jnp.inf, lambda: total((g == 0).astype(g.dtype)), lambda: jnp.ones_like(m), None
+    )
+    one = nan_unless((m < jnp.inf) | (several < 2), g.dtype)
+    steep = found.steep and (*found.steep[:2], found.steep[2] * one)
+    return Solved(m, found._replace(total=found.total * one, steep=steep))
+
+
+def distribution_of(
     n: int,
     v: Array,
     temperature: Array | None,
     alpha: Array | None,
     empty: Array | None,
-    dominated: bool = False,
-) -> Any:
-    """What `use` makes of the entmax of rows, and of how far each gap is above the threshold.
+    found: Solved,
+) -> tuple[Family, Array, Array]:
+    """The family, the entmax of rows, and how far each gap is above the threshold."""
+    family = _family(n, alpha)
+    p, y = distribution(family, gaps(v, found.maximum, temperature), found.levels)
+    return family, p if empty is None else jnp.where(row(empty), 0, p), y
 
-    For `α = 1 + 1/n`, or for `alpha` `[*batch, 1]`; `dominated` as in `distribution`.
-    """
-    family = Whole(n) if alpha is None else Traced(alpha - 1)
-    fold = jax.typeof(v).sharding.spec[-1:] in ((), (None,)) and isinstance(v.shape[-1], int)
 
-    m = maximum(v)
-    g = gaps(v, m, temperature)
-    p, y = distribution(family, g, jnp.zeros_like(m), fold, dominated)
-    # Only beside +inf may several classes share a gap of 0 without sharing the row.
-    several = careful_if(
-        m == jnp.inf, lambda: total((g == 0).astype(p.dtype)), lambda: jnp.ones_like(m), None
-    )
-    p = p * row(nan_unless((m < jnp.inf) | (several < 2), p.dtype))
-    return use(family, p if empty is None else jnp.where(row(empty), 0, p), y)
+def _family(n: int, alpha: Array | None) -> Family:
+    return Whole(n) if alpha is None else Traced(alpha - 1)
 
 
 @functools.partial(custom_vjp, nondiff_argnums=(0, 1))
@@ -72,11 +84,10 @@ def _entmax(
     empty: Array | None,
 ) -> Array:
     """The map of rows; `narrow`: in the dtype of `v`."""
-
-    def use(_: Family, p: Array, __: Array) -> Array:
-        return p.astype(v.dtype) if narrow else p
-
-    return by_chunks(functools.partial(solve, use, n), v, temperature, alpha, empty)
+    # Of chunks come numbers per row: XLA:CPU widens all of an array to write some of its 16-bit rows.
+    found = by_chunks(functools.partial(solved, n, False), v, temperature, alpha)
+    _, p, _ = distribution_of(n, v, temperature, alpha, empty, found)
+    return p.astype(v.dtype) if narrow else p
 
 
 def _entmax_fwd(n: int, narrow: bool, v: Array, *options: Array | None) -> tuple[Array, Any]:
