@@ -235,16 +235,22 @@ def behind(x: Any) -> Any:
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
+def own(like: Array, *numbers: float) -> tuple[Array, ...]:
+    """Constants in the dtype of `like` for one sum alone.
+
+    XLA:CPU sums a chain of plain arithmetic without storing it if nothing in it is read elsewhere, and
+    stores, as large as the array, what is; other code has a 0 and a 1 too.
+    """
+    return behind(tuple(jnp.asarray(x, like.dtype) for x in numbers))
+
+
 def product(cost: Array, weight: Array) -> Array:
     """`cost · weight` with `0 · inf = 0`, for a cost of 0 or more, in plain arithmetic.
 
-    The bounded cost, times what is 1, and enormous at the bound. XLA:CPU sums such a chain without
-    storing it if nothing in it is read elsewhere, and other code has a 0 and a 1 too: hence numbers of
-    its own.
+    The bounded cost, times what is 1, and enormous at the bound.
     """
     info = jnp.finfo(cost.dtype)
-    numbers = (0.0, 1.0, info.max, info.max * (1 - info.eps))
-    zero, one, largest, almost = behind(tuple(jnp.asarray(x, cost.dtype) for x in numbers))
+    zero, one, largest, almost = own(cost, 0.0, 1.0, float(info.max), float(info.max * (1 - info.eps)))
     bounded = jnp.minimum(cost, largest)
     beyond = jnp.maximum(bounded - almost, zero) + one
     return weight * beyond * beyond * bounded

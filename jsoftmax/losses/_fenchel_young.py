@@ -85,21 +85,28 @@ def _bwd(form: Form, residuals: Any, cts: Row) -> tuple[Any, ...]:
     m = maximum(v)
     gone = deleted(v, m) & ~jnp.isnan(p)
     ct = row(cts.loss if empty is None else jnp.where(empty, 0, cts.loss))
-    # Labels that do not sum to 1 count the threshold as often as they are off.
-    excess = 0 if are_indices(labels) else row(jnp.sum(q, axis=-1) - 1)
-    by_level = ct * excess if cts.level is None else ct * excess - row(cts.level)
-    ct_p = 0 if cts.p is None else cts.p - row(jnp.sum(share * cts.p, axis=-1))
-    dg = jnp.where(gone, 0, by_level * share - ct * missing) + s * ct_p
-    d_labels = d_alpha = None
-    if not are_indices(labels):
-        low = gaps(v, m, temperature) + row(level)
-        d_labels = ct * jnp.where(gone, 0, _deformed_of(a, q) - jnp.where(gone, 0, low))
+    dg, d_labels = -ct * missing, None
+    # At a fixed threshold.
+    moved, slope = jnp.zeros((), p.dtype), jnp.zeros((), p.dtype)
     if alpha is not None:
         moved = by_alpha(p, s, alpha)
-        slope = _negentropy_by_alpha(a, q) - _negentropy_by_alpha(a, p)
-        slope = ct * (slope + excess * share / alpha**2) + moved * ct_p
-        # The threshold moves by `Σ moved / Σ s`.
-        d_alpha = jnp.sum(slope + by_level * moved / sums, axis=-1, keepdims=True)
+        slope = ct * (_negentropy_by_alpha(a, q) - _negentropy_by_alpha(a, p))
+    if not are_indices(labels):
+        # Labels that do not sum to 1 count the threshold as often as they are off.
+        excess = row(jnp.sum(q, axis=-1) - 1)
+        by_level = ct * excess if cts.level is None else ct * excess - row(cts.level)
+        dg += by_level * share
+        if alpha is not None:
+            # The threshold moves by `Σ moved / Σ s`.
+            slope += ct * excess * share / alpha**2 + by_level * moved / sums
+        low = gaps(v, m, temperature) + row(level)
+        d_labels = ct * jnp.where(gone, 0, _deformed_of(a, q) - jnp.where(gone, 0, low))
+    dg = jnp.where(gone, 0, dg)
+    if cts.p is not None:
+        ct_p = cts.p - row(jnp.sum(share * cts.p, axis=-1))
+        dg += s * ct_p
+        slope = slope + moved * ct_p
+    d_alpha = None if alpha is None else jnp.sum(slope, axis=-1, keepdims=True)
     if temperature is None:
         return dg.astype(v.dtype), d_labels, None, d_alpha, None
     dv, d_temperature = through_temperature(dg, v, temperature)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import behind, nan_unless, row
+from jsoftmax._numerics import behind, nan_unless, own, row
 from jsoftmax._pytrees import register
 from jsoftmax._typing import Array
 from jsoftmax.maps._steep import steep_distribution, steep_levels
@@ -41,11 +41,6 @@ def _near(dtype: jnp.dtype) -> float:
     return 1.7 * float(jnp.finfo(dtype).eps) ** 0.25
 
 
-def _own(like: Array, *numbers: float) -> tuple[Array, ...]:
-    """Numbers of one's own: XLA:CPU would store those that two sums read, as large as `like`."""
-    return behind(tuple(jnp.asarray(x, like.dtype) for x in numbers))
-
-
 @dataclasses.dataclass(frozen=True)
 class Whole:
     """`1/(α − 1)` is a whole number `n`: powers are products, and α is known before tracing."""
@@ -63,7 +58,7 @@ class Whole:
 
     def probabilities(self, y: Array) -> Array:
         """`(y₊ / n)^n`."""
-        zero, share = _own(y, 0.0, 1 / self.n)
+        zero, share = own(y, 0.0, 1 / self.n)
         # With a 0 added: XLA:CPU sums what ends as a product as a dot product, with fewer digits.
         return (jnp.maximum(y, zero) * share) ** self.n + zero
 
@@ -82,7 +77,7 @@ class Whole:
 
     def slopes(self, y: Array) -> Array:
         """`(y₊ / n)^(n − 1)`, for n = 1 the support."""
-        zero, one, steep, share = _own(y, 0.0, 1.0, 1e30, 1 / self.n)
+        zero, one, steep, share = own(y, 0.0, 1.0, 1e30, 1 / self.n)
         if self.n == 1:
             # Plain arithmetic: XLA:CPU would store a comparison before it sums it.
             return jnp.minimum(jnp.maximum(y * steep, zero), one)

@@ -26,8 +26,7 @@ from jsoftmax._rows import (
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
 from jsoftmax._walks import by_chunks, careful_if, maximum, total
 from jsoftmax.autodiff import custom_vjp
-from jsoftmax.maps._threshold import Family as Family
-from jsoftmax.maps._threshold import Levels, Traced, Whole, distribution, levels
+from jsoftmax.maps._threshold import Family, Levels, Traced, Whole, distribution, levels
 from jsoftmax.maps.softmax import softmax, through_temperature
 
 # The largest 1/(α − 1) for which powers are products.
@@ -84,9 +83,19 @@ def _entmax(
     empty: Array | None,
 ) -> Array:
     """The map of rows; `narrow`: in the dtype of `v`."""
-    # Of chunks come numbers per row: XLA:CPU widens all of an array to write some of its 16-bit rows.
-    found = by_chunks(functools.partial(solved, n, False), v, temperature, alpha)
-    _, p, _ = distribution_of(n, v, temperature, alpha, empty, found)
+
+    def made(v: Array, *options: Any) -> Array:
+        return distribution_of(n, v, *options)[1]
+
+    def whole(v: Array, temperature: Array | None, alpha: Array | None, empty: Array | None) -> Array:
+        return made(v, temperature, alpha, empty, solved(n, False, v, temperature, alpha))
+
+    if alpha is None:
+        # Products are quick to make again: of chunks come numbers per row alone.
+        found = by_chunks(functools.partial(solved, n, False), v, temperature, alpha)
+        p = made(v, temperature, alpha, empty, found)
+    else:
+        p = by_chunks(whole, v, temperature, alpha, empty)
     return p.astype(v.dtype) if narrow else p
 
 
