@@ -283,8 +283,8 @@ def main() -> None:
             f"package with the quickest k of {', '.join(str(k or 'all') for k in TOP)}. softmax: "
             "`jax.nn.softmax`. by optax, by torch: their time by ours, so more is better; by softmax: "
             "our time by that of the softmax. support: mean number of classes above 0. temp: besides "
-            "inputs and outputs, as the compiler plans it, ours and optax's. missed: targets (by softmax: "
-            f"forward, for a support of at most {SMALL:.0%} of the classes).",
+            "inputs and outputs, as the compiler plans it, ours and optax's. missed: targets (by "
+            f"softmax: forward, for a support of at most {SMALL:.0%} of the classes).",
             report.markdown(HEADER, [row(name, result) for name, result in times.items()]),
             "## Largest error of a probability",
             "Against extended precision, of float32 scores; torch: sparsemax, entmax15, and bisection "
