@@ -24,7 +24,7 @@ from jsoftmax._rows import (
     rows_of,
 )
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
-from jsoftmax._walks import by_chunks, careful_if, maximum, total
+from jsoftmax._walks import apart, by_chunks, careful_if, maximum, total
 from jsoftmax.autodiff import custom_vjp
 from jsoftmax.maps._threshold import Family, Levels, Traced, Whole, distribution, levels
 from jsoftmax.maps.softmax import softmax, through_temperature
@@ -110,8 +110,7 @@ def _entmax_bwd(n: int, narrow: bool, residuals: Any, ct: Array) -> tuple[Any, .
     del narrow
     v, temperature, alpha, p = residuals
     s = slopes(p, n, alpha)
-    ct = wide(ct)
-    from_mean = ct - row(_weighted(s, ct))
+    from_mean = wide(ct) - row(_weighted(s, wide(apart(ct))))
     dg = s * from_mean
     d_alpha = None if alpha is None else jnp.sum(by_alpha(p, s, alpha) * from_mean, -1, keepdims=True)
     if temperature is None:
