@@ -198,7 +198,7 @@ def _numbers_bwd(blocks: Blocks, residuals: Any, cts: Mapping[str, Array]) -> tu
     cut = _cutter(blocks, kernel, bias, _local(blocks, labels), where, transform, weights)
     here = dataclasses.replace(blocks.reduction, axis_name=None)
 
-    def one(i: Array) -> tuple[Any, Any]:
+    def one(i: Array, cts: Mapping[str, Array]) -> tuple[Any, Any]:
         kernel, bias, labels, where, transform, weights = cut(i)
         z = logits_of(hidden, kernel, bias)
         q, pull = jax.vjp(_weighted, labels, weights)
@@ -218,21 +218,22 @@ def _numbers_bwd(blocks: Blocks, residuals: Any, cts: Mapping[str, Array]) -> tu
         return (d_hidden, others, d_temperature), (d_kernel, d_bias, d_labels, per_class, d_weights)
 
     def written(widened: bool) -> Any:
-        sums, columns = one(jnp.zeros((), jnp.int32))
+        sums, columns = one(jnp.zeros((), jnp.int32), cts)
 
         def whole(x: Array) -> Array:
             dtype = accumulator(x.dtype) if widened else x.dtype
             return jax.lax.full_like(x, 0, dtype, shape=(*x.shape[:-1], blocks.classes))
 
         def step(so_far: Any, i: Array) -> tuple[Any, None]:
-            made, columns = one(i)
-            summed, wholes = so_far
+            cts, summed, wholes = so_far
+            made, columns = one(i, cts)
             summed = jax.tree.map(lambda a, b: a + b.astype(a.dtype), summed, made)
             put = jax.tree.map(lambda whole, x: blocks.put(whole, x, i), wholes, columns)
-            return (summed, put), None
+            return (cts, summed, put), None
 
-        start = (jax.tree.map(jnp.zeros_like, sums), jax.tree.map(whole, columns))
-        (summed, wholes), _ = scan_forgetting(step, start, blocks.count)
+        # The cotangents are carried along: jax before 0.10 transposes a scan in nothing else.
+        start = (dict(cts), jax.tree.map(jnp.zeros_like, sums), jax.tree.map(whole, columns))
+        (_, summed, wholes), _ = scan_forgetting(step, start, blocks.count)
         return summed, jax.tree.map(lambda x, like: x.astype(like.dtype), wholes, columns)
 
     if kernel.dtype.itemsize > 2:

@@ -164,9 +164,12 @@ def scan_forgetting(step: Callable[..., Any], init: Any, chunks: int) -> tuple[A
 
 def _deal(rows: _Rows, tree: Any) -> Callable[[Array], Any]:
     dealt = jax.tree.map(rows.dealt, tree)
-    return lambda i: jax.tree.map(
-        lambda x: jax.lax.dynamic_index_in_dim(x, i, axis=1, keepdims=False), dealt
-    )
+    return lambda i: _chunk_of(dealt, i)
+
+
+def _chunk_of(dealt: Any, i: Array) -> Any:
+    """Chunk `i` of what `rows.dealt` made."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, axis=1, keepdims=False), dealt)
 
 
 def _row_values(
@@ -194,7 +197,7 @@ def _pulled(walk: Walk, operands: tuple[Any, ...], cts: list[Array] | None) -> t
     hidden, kernel, bias, rowwise, shared = operands
     rows = _Rows(hidden.shape[0], walk.chunks)
     chunk = _deal(rows, (hidden, rowwise))
-    chunk_cts = None if cts is None else _deal(rows, cts)
+    dealt_cts = None if cts is None else jax.tree.map(rows.dealt, cts)
     start = jnp.zeros((), jnp.int32)
     h, given = chunk(start)
     likes = jax.tree.leaves(walk.loss(logits_of(h, kernel, bias), given, shared))
@@ -209,7 +212,7 @@ def _pulled(walk: Walk, operands: tuple[Any, ...], cts: list[Array] | None) -> t
     shared_moving, whole_shared = _parted(shared)
     shared_moving = [apart(x) for x in shared_moving]
 
-    def one(i: Array) -> tuple[Any, Any, Any]:
+    def one(i: Array, dealt_cts: Any) -> tuple[Any, Any, Any]:
         h, given = chunk(i)
         moving, whole = _parted(given)
         h, moving = apart(h), [apart(x) for x in moving]
@@ -220,7 +223,7 @@ def _pulled(walk: Walk, operands: tuple[Any, ...], cts: list[Array] | None) -> t
 
         z = logits_of(h, kernel, bias)
         made, pull, out = jax.vjp(values, z, moving, shared_moving, has_aux=True)
-        given_cts = [jnp.ones_like(x) for x in made] if chunk_cts is None else chunk_cts(i)
+        given_cts = [jnp.ones_like(x) for x in made] if dealt_cts is None else _chunk_of(dealt_cts, i)
         given_cts = [
             jnp.where(rows.real(i), ct, 0).astype(x.dtype)
             for ct, x in zip(given_cts, made, strict=True)
@@ -235,17 +238,19 @@ def _pulled(walk: Walk, operands: tuple[Any, ...], cts: list[Array] | None) -> t
         return x.astype(accumulator(x.dtype) if walk.accum_dtype is None else walk.accum_dtype)
 
     def step(so_far: Any, i: Array) -> tuple[Any, Any]:
-        (h, narrow), sums, per_row = one(i)
-        d_kernel, others = so_far
+        dealt_cts, d_kernel, others = so_far
+        (h, narrow), sums, per_row = one(i, dealt_cts)
         added = jax.tree.map(lambda a, b: a + b.astype(a.dtype), others, sums)
-        return (_plus_product(d_kernel, h, narrow, kernel), added), per_row
+        return (dealt_cts, _plus_product(d_kernel, h, narrow, kernel), added), per_row
 
     # Only the types of a first chunk are read, over which mesh axes it varies among them.
-    (h, narrow), sums, _ = one(start)
+    (h, narrow), sums, _ = one(start, dealt_cts)
     first = jax.tree.map(
         lambda x: jnp.zeros_like(summed_in(x)), (product(h, narrow, (0, 0), kernel), sums)
     )
-    (d_kernel, (d_shared, *d_bias)), per_row = scan_forgetting(step, first, walk.chunks)
+    # The cotangents are carried along: jax before 0.10 transposes a scan in nothing else.
+    done, per_row = scan_forgetting(step, (dealt_cts, *first), walk.chunks)
+    _, d_kernel, (d_shared, *d_bias) = done
     out, d_hidden, d_rowwise = jax.tree.map(rows.collected, per_row)
     return out, (
         d_hidden,
