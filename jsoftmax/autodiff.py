@@ -5,7 +5,7 @@
 way round: a loss knows its gradient, not its tangent. `custom_vjp` here takes the backward rule and
 gets the tangent by transposing it.
 
-Imports `_numerics`.
+Imports `_numerics`, `_typing`.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from jsoftmax._numerics import sharded_like
+from jsoftmax._typing import Array
 
 
 def custom_vjp(
@@ -206,3 +207,23 @@ def _apply_jvp(call: _Call, leaves: tuple[Any, ...], tangents: tuple[Any, ...]) 
 
 def _no_tangent(leaf: Any) -> np.ndarray:
     return np.zeros(jnp.shape(leaf), jax.dtypes.float0)
+
+
+def scan_forgetting(
+    step: Callable[..., Any], init: Any, steps: int, linear: Any = None
+) -> tuple[Any, Any]:
+    """`jax.lax.scan` over the numbers of steps that keeps nothing of a step for a derivative.
+
+    `step(so_far, i, linear)`: in `linear` the scan may be transposed. It is carried along, since jax
+    before 0.10 transposes a scan in nothing else.
+    """
+
+    def carrying(carry: tuple[Any, Any], i: Array) -> tuple[Any, Any]:
+        linear, so_far = carry
+        so_far, out = step(so_far, i, linear)
+        return (linear, so_far), out
+
+    numbers = jnp.arange(steps, dtype=jnp.int32)
+    forgetting = jax.checkpoint(carrying, prevent_cse=False)
+    (_, done), out = jax.lax.scan(forgetting, (linear, init), numbers)
+    return done, out

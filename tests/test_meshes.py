@@ -139,6 +139,11 @@ def placed(case: Case, on: Mesh, rows: str | None, classes: str | None) -> Input
     }
 
 
+def leave_out_keys_of_rows(case: Case) -> None:
+    if "key" in case.inputs() and jax.__version_info__ < (0, 10):
+        pytest.skip("before jax 0.10 jax.random.bits fails under vmap of keys on an explicit mesh")
+
+
 @pytest.mark.thin(8)
 @every_case
 @pytest.mark.parametrize(
@@ -152,6 +157,8 @@ def placed(case: Case, on: Mesh, rows: str | None, classes: str | None) -> Input
     ids=["auto", "explicit-rows", "explicit-classes", "explicit-both"],
 )
 def test_mesh(kind: AxisType, axes: tuple[str | None, str | None], case: Case):
+    if kind == AxisType.Explicit and axes[0] is not None:
+        leave_out_keys_of_rows(case)
     devices = mesh(2, 2, kind)
     given = placed(case, devices, *axes)
     with use_mesh(devices):
@@ -169,6 +176,7 @@ def test_mesh(kind: AxisType, axes: tuple[str | None, str | None], case: Case):
 @pytest.mark.thin(3)
 @every_case
 def test_eager_on_an_explicit_mesh(case: Case):
+    leave_out_keys_of_rows(case)
     devices = mesh(2, 1, AxisType.Explicit)
     with use_mesh(devices):
         got = case.call(**placed(case, devices, "rows", None))

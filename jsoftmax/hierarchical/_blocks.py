@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jsoftmax._numerics import row
 from jsoftmax._typing import Array
-from jsoftmax.autodiff import custom_vjp
+from jsoftmax.autodiff import custom_vjp, scan_forgetting
 from jsoftmax.dense import cross_entropy
 
 # A block of so many logits stays in the cache between the pass that makes it and those that read it.
@@ -91,10 +91,13 @@ def _fwd(hidden: Array, kernel: Array, labels: Array) -> tuple[Any, Any]:
 def _bwd(residuals: Any, cts: tuple[Array, Array, Array]) -> tuple[Any, ...]:
     hidden, kernel, labels, m = residuals
     nothing = _nothing(hidden, kernel, *cts[:2])
-    tiles = (_tiles(labels, -1), *map(_tiles, (hidden, m, *cts[:2])))
+    blocks, tiles = _blocks(kernel)[1], (_tiles(labels, -1), *map(_tiles, (hidden, m)))
+    count, height, width = tiles[1].shape
 
     # Blocks outside, so that each block of the kernel's gradient is written once.
-    def over_block(d_hidden: Array, block: Any) -> tuple[Array, Array]:
+    def over_block(d_hidden: Array, i: Array, cts: list[Array]) -> tuple[Array, Array]:
+        block = i, _at(blocks, i)
+
         def added(d_block: Array, y: Array, x: Array, m: Array, *cts: Array) -> tuple[Array, Array]:
             v, is_label, _ = _logits(x, y, block, kernel.shape[-1])
             ct_gap, ct_others = (row(jnp.where(y >= 0, ct, 0)) for ct in cts)
@@ -102,18 +105,20 @@ def _bwd(residuals: Any, cts: tuple[Array, Array, Array]) -> tuple[Any, ...]:
             d_x = _dot(d, block[1].astype(d.dtype), 1, 1)
             return d_block + _dot(_wanted(x, y), d, 0, 0), d_x
 
-        def skipped(d_block: Array, _: Array, x: Array, *__: Array) -> tuple[Array, Array]:
-            return d_block, jnp.full(x.shape, nothing)
+        def skipped(d_block: Array, *_: Array) -> tuple[Array, Array]:
+            return d_block, jnp.full((height, width), nothing)
 
-        def tile(d_block: Array, operands: Any) -> tuple[Array, Array]:
-            some = jnp.any(operands[0] >= 0)
-            return jax.lax.cond(some, _lean(added), skipped, d_block, *operands)
+        def tile(d_block: Array, j: Array, cts: list[Array]) -> tuple[Array, Array]:
+            y, x, m, *of_tile = (_at(array, j) for array in (*tiles, *cts))
+            return jax.lax.cond(jnp.any(y >= 0), _lean(added), skipped, d_block, y, x, m, *of_tile)
 
-        d_block, d_tiles = jax.lax.scan(_lean(tile), jnp.full(block[1].shape, nothing), tiles)
+        start = jnp.full(block[1].shape, nothing)
+        d_block, d_tiles = scan_forgetting(tile, start, count, cts)
         return d_hidden + d_tiles, d_block.astype(kernel.dtype)
 
-    start = jnp.full(tiles[1].shape, nothing)
-    d_hidden, d_blocks = jax.lax.scan(over_block, start, _blocks(kernel))
+    start = jnp.full((count, height, width), nothing)
+    dealt = [_tiles(ct) for ct in cts[:2]]
+    d_hidden, d_blocks = scan_forgetting(over_block, start, blocks.shape[0], dealt)
     d_kernel = jnp.moveaxis(d_blocks, 0, 1).reshape(kernel.shape[0], -1)[:, : kernel.shape[-1]]
     return _rows(d_hidden, labels.shape[0]), d_kernel, None
 
@@ -169,8 +174,14 @@ def _rows(x: Array, count: int) -> Array:
     return x.reshape(-1, *x.shape[2:])[:count]
 
 
+def _at(x: Array, i: Array) -> Array:
+    return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+
+
 def _nothing(*arrays: Array) -> Array:
-    """A zero that varies over every mesh axis that an array does, as the start of a loop must."""
-    dtype = arrays[0].dtype
-    zeros = (jnp.where(False, jnp.sum(x[:1]).astype(dtype), 0) for x in arrays)
-    return sum(zeros, jnp.zeros((), dtype))
+    """A zero that varies over every mesh axis that an array does, as the start of a loop must.
+
+    Only their types are read.
+    """
+    return sum((jax.lax.full_like(x, 0, arrays[0].dtype, ()) for x in arrays[1:]),
+               jax.lax.full_like(arrays[0], 0, shape=()))  # fmt: skip

@@ -44,32 +44,34 @@ def some_scores(hidden: Array, kernel: Array, bias: Array | None, rows: Array, f
     Its rule keeps its arguments alone, not the gathered rows.
     """
     dtype = accumulator(hidden.dtype)
-    parts = [jnp.einsum("nf,nrf->nr", hidden, kernel[rows], preferred_element_type=dtype)]
-    if bias is not None:
-        parts[0] += bias[rows].astype(dtype)
+    parts = []
     if front:
         head = None if bias is None else bias[:front]
-        parts.insert(0, all_scores(hidden, kernel[:front], head))
+        parts.append(all_scores(hidden, kernel[:front], head))
+    if rows.shape[1] or not front:
+        own = jnp.einsum("nf,nrf->nr", hidden, kernel[rows], preferred_element_type=dtype)
+        parts.append(own if bias is None else own + bias[rows].astype(dtype))
     return jnp.concatenate(parts, axis=-1)
 
 
 def hidden_gradient(ct: Array, kernel: Array, rows: Array, front: int) -> Array:
     """The gradient of the hidden vectors from that of `some_scores`, in its dtype."""
-    gathered = kernel[rows].astype(ct.dtype)
-    return ct[:, :front] @ kernel[:front].astype(ct.dtype) + jnp.einsum(
-        "nr,nrf->nf", ct[:, front:], gathered
-    )
+    own, shared = kernel[rows].astype(ct.dtype), kernel[:front].astype(ct.dtype)
+    return ct[:, :front] @ shared + jnp.einsum("nr,nrf->nf", ct[:, front:], own)
 
 
 def touched(ct: Array, hidden: Array, rows: Array, front: int) -> tuple[Array, Array]:
     """The rows that `some_scores` read, `[touched]`, some of them often, and a share for each."""
     wide = hidden.astype(ct.dtype)
-    shared = ct[:, :front].T @ wide
-    own = ct[:, front:, None] * wide[:, None, :]
-    return (
-        jnp.concatenate([jnp.arange(front, dtype=rows.dtype), rows.reshape(-1)]),
-        jnp.concatenate([shared, own.reshape(-1, hidden.shape[-1])]),
-    )
+    at, values = [], []
+    if front:
+        at.append(jnp.arange(front, dtype=rows.dtype))
+        values.append(ct[:, :front].T @ wide)
+    # No array without elements: before jax 0.8 one has no gradient inside `shard_map`.
+    if rows.shape[1] or not front:
+        at.append(rows.reshape(-1))
+        values.append((ct[:, front:, None] * wide[:, None, :]).reshape(-1, hidden.shape[-1]))
+    return jnp.concatenate(at), jnp.concatenate(values)
 
 
 def _some_scores_bwd(front: int, residuals: Any, ct: Array) -> tuple[Any, ...]:

@@ -25,10 +25,10 @@ from jsoftmax._numerics import accumulator
 from jsoftmax._rows import row_temperature
 from jsoftmax._typing import Array
 from jsoftmax._walks import total
-from jsoftmax.autodiff import custom_vjp
+from jsoftmax.autodiff import custom_vjp, scan_forgetting
 from jsoftmax.linear._options import Dealt, Teacher
 from jsoftmax.linear._parts import Part, finished, moved, nothing, part_of, union, union_of_shards
-from jsoftmax.linear._walk import common, logits_of, narrowed, product, scan_forgetting
+from jsoftmax.linear._walk import common, logits_of, narrowed, product
 from jsoftmax.statistics import Reduction, gradient, scores
 from jsoftmax.transforms import LogitTransform
 
@@ -177,7 +177,11 @@ def _numbers(
 
     # Of the first block only the types are read here: over which mesh axes they vary, among others.
     none = nothing(one(jnp.zeros((), jnp.int32)))
-    part, _ = scan_forgetting(lambda joined, i: (union(joined, one(i), t), None), none, blocks.count)
+
+    def step(joined: Part, i: Array, _: None) -> tuple[Part, None]:
+        return union(joined, one(i), t), None
+
+    part = scan_forgetting(step, none, blocks.count)[0]
     axis = blocks.reduction.axis_name
     shards = 1
     if axis is not None:
@@ -224,16 +228,15 @@ def _numbers_bwd(blocks: Blocks, residuals: Any, cts: Mapping[str, Array]) -> tu
             dtype = accumulator(x.dtype) if widened else x.dtype
             return jax.lax.full_like(x, 0, dtype, shape=(*x.shape[:-1], blocks.classes))
 
-        def step(so_far: Any, i: Array) -> tuple[Any, None]:
-            cts, summed, wholes = so_far
+        def step(so_far: Any, i: Array, cts: Mapping[str, Array]) -> tuple[Any, None]:
             made, columns = one(i, cts)
+            summed, wholes = so_far
             summed = jax.tree.map(lambda a, b: a + b.astype(a.dtype), summed, made)
             put = jax.tree.map(lambda whole, x: blocks.put(whole, x, i), wholes, columns)
-            return (cts, summed, put), None
+            return (summed, put), None
 
-        # The cotangents are carried along: jax before 0.10 transposes a scan in nothing else.
-        start = (dict(cts), jax.tree.map(jnp.zeros_like, sums), jax.tree.map(whole, columns))
-        (_, summed, wholes), _ = scan_forgetting(step, start, blocks.count)
+        start = (jax.tree.map(jnp.zeros_like, sums), jax.tree.map(whole, columns))
+        (summed, wholes), _ = scan_forgetting(step, start, blocks.count, dict(cts))
         return summed, jax.tree.map(lambda x, like: x.astype(like.dtype), wholes, columns)
 
     if kernel.dtype.itemsize > 2:

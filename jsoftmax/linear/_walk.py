@@ -20,9 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import accumulator
+from jsoftmax._numerics import accumulator, sharded_like
 from jsoftmax._typing import Array
-from jsoftmax.autodiff import custom_vjp
+from jsoftmax.autodiff import custom_vjp, scan_forgetting
 
 # A chunk is such a part of the rows, but no fewer rows than that, or than make so many logits: each
 # chunk reads the kernel twice, and its gradient too, and fewer rows would spend more time on that than
@@ -156,12 +156,6 @@ def narrowed(d_z: Array, kernel: Array) -> Array:
     return d_z.astype(kernel.dtype) if kernel.dtype == jnp.bfloat16 else d_z
 
 
-def scan_forgetting(step: Callable[..., Any], init: Any, chunks: int) -> tuple[Any, Any]:
-    """`jax.lax.scan` over the chunks' numbers that keeps nothing of a chunk for a derivative."""
-    step = jax.checkpoint(step, prevent_cse=False)
-    return jax.lax.scan(step, init, jnp.arange(chunks, dtype=jnp.int32))
-
-
 def _deal(rows: _Rows, tree: Any) -> Callable[[Array], Any]:
     dealt = jax.tree.map(rows.dealt, tree)
     return lambda i: _chunk_of(dealt, i)
@@ -179,7 +173,7 @@ def _row_values(
     rows = _Rows(hidden.shape[0], walk.chunks)
     chunk = _deal(rows, (hidden, rowwise))
 
-    def step(carry: None, i: Array) -> tuple[None, Any]:
+    def step(carry: None, i: Array, _: None) -> tuple[None, Any]:
         h, given = chunk(i)
         return carry, walk.loss(logits_of(h, kernel, bias), given, shared)
 
@@ -225,7 +219,7 @@ def _pulled(walk: Walk, operands: tuple[Any, ...], cts: list[Array] | None) -> t
         made, pull, out = jax.vjp(values, z, moving, shared_moving, has_aux=True)
         given_cts = [jnp.ones_like(x) for x in made] if dealt_cts is None else _chunk_of(dealt_cts, i)
         given_cts = [
-            jnp.where(rows.real(i), ct, 0).astype(x.dtype)
+            jnp.where(sharded_like(rows.real(i), ct), ct, 0).astype(x.dtype)
             for ct, x in zip(given_cts, made, strict=True)
         ]
         d_z, d_rowwise, d_shared = pull(given_cts)
@@ -237,20 +231,19 @@ def _pulled(walk: Walk, operands: tuple[Any, ...], cts: list[Array] | None) -> t
     def summed_in(x: Array) -> Array:
         return x.astype(accumulator(x.dtype) if walk.accum_dtype is None else walk.accum_dtype)
 
-    def step(so_far: Any, i: Array) -> tuple[Any, Any]:
-        dealt_cts, d_kernel, others = so_far
+    def step(so_far: Any, i: Array, dealt_cts: Any) -> tuple[Any, Any]:
         (h, narrow), sums, per_row = one(i, dealt_cts)
+        d_kernel, others = so_far
         added = jax.tree.map(lambda a, b: a + b.astype(a.dtype), others, sums)
-        return (dealt_cts, _plus_product(d_kernel, h, narrow, kernel), added), per_row
+        return (_plus_product(d_kernel, h, narrow, kernel), added), per_row
 
     # Only the types of a first chunk are read, over which mesh axes it varies among them.
     (h, narrow), sums, _ = one(start, dealt_cts)
     first = jax.tree.map(
         lambda x: jnp.zeros_like(summed_in(x)), (product(h, narrow, (0, 0), kernel), sums)
     )
-    # The cotangents are carried along: jax before 0.10 transposes a scan in nothing else.
-    done, per_row = scan_forgetting(step, (dealt_cts, *first), walk.chunks)
-    _, d_kernel, (d_shared, *d_bias) = done
+    done, per_row = scan_forgetting(step, first, walk.chunks, dealt_cts)
+    d_kernel, (d_shared, *d_bias) = done
     out, d_hidden, d_rowwise = jax.tree.map(rows.collected, per_row)
     return out, (
         d_hidden,

@@ -185,6 +185,11 @@ class Levels(NamedTuple):
     # Those of rows with α > 2, where there may be some, as `steep_levels` returns them.
     steep: tuple[Array, Array, Array] | None = None
 
+    def refused(self, factor: Array) -> "Levels":
+        """NaN for the rows of which the factor is, else the same: it is 1 there."""
+        steep = None if self.steep is None else (*self.steep[:2], self.steep[2] * factor)
+        return self._replace(total=self.total * factor, steep=steep)
+
 
 def levels(family: Family, gaps: Array, zero: Array, fold: bool, dominated: bool) -> Levels:
     """Where the probabilities of rows of gaps `[*batch, classes]` begin.
@@ -215,14 +220,14 @@ def levels(family: Family, gaps: Array, zero: Array, fold: bool, dominated: bool
     total = jnp.sum(family.probabilities(_above(*behind((gaps, *steps)))), axis=-1)
     if isinstance(family, Whole):
         return Levels(tuple(steps), total)
-    found = nan_unless(~jnp.any(jnp.isnan(gaps), axis=-1), gaps.dtype)
     steeper = family.a > 1
     steep = jax.lax.cond(
         jnp.any(steeper),
         lambda: steep_levels(jnp.where(steeper, family.a, 1), gaps, zero),
         lambda: (zero, zero, zero + 1),
     )
-    return Levels(tuple(steps), total * found, (*steep[:2], steep[2] * found))
+    whole = ~jnp.any(jnp.isnan(gaps), axis=-1)
+    return Levels(tuple(steps), total, steep).refused(nan_unless(whole, gaps.dtype))
 
 
 def distribution(family: Family, gaps: Array, found: Levels) -> tuple[Array, Array]:
@@ -237,8 +242,7 @@ def distribution(family: Family, gaps: Array, found: Levels) -> tuple[Array, Arr
         lambda: steep_distribution(jnp.where(steeper, family.a, 1), gaps, steep),
         lambda: (p, y),
     )
-    p, y = jax.tree.map(functools.partial(jnp.where, steeper), made, (p, y))
-    return p, y
+    return jax.tree.map(functools.partial(jnp.where, steeper), made, (p, y))
 
 
 def _above(gaps: Array, *levels: Array) -> Array:

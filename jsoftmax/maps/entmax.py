@@ -50,9 +50,7 @@ def solved(n: int, dominated: bool, v: Array, temperature: Array | None, alpha: 
     several = careful_if(
         m == jnp.inf, lambda: total((g == 0).astype(g.dtype)), lambda: jnp.ones_like(m), None
     )
-    one = nan_unless((m < jnp.inf) | (several < 2), g.dtype)
-    steep = found.steep and (*found.steep[:2], found.steep[2] * one)
-    return Solved(m, found._replace(total=found.total * one, steep=steep))
+    return Solved(m, found.refused(nan_unless((m < jnp.inf) | (several < 2), g.dtype)))
 
 
 def distribution_of(
