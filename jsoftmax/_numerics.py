@@ -37,6 +37,11 @@ def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
+def log_of(classes: Any) -> float:
+    """The logarithm of a number of classes; where that is a symbol, of the largest that there is."""
+    return math.log(max(classes, 1)) if isinstance(classes, int) else math.log(2.0**31)
+
+
 def widened(labels: Array) -> Array:
     """Integer labels as int32, which no number of classes overflows; what does not fit stays wrong."""
     info, fits = jnp.iinfo(labels.dtype), jnp.iinfo(jnp.int32)
@@ -108,7 +113,7 @@ def shift(m: Array, classes: int, temperature: Array | None = None) -> Array:
     A temperature scales all of that, in steps of powers of two. The shift is −inf nowhere.
     """
     size, m = m.dtype.itemsize, row(jax.lax.stop_gradient(m))
-    lift = min(_LIFT[size], int(_OVERFLOW[size] - math.log(max(classes, 1))))
+    lift = min(_LIFT[size], int(_OVERFLOW[size] - log_of(classes)))
 
     def of_units(u: Array, lift: Array | int) -> Array:
         whole = jnp.floor(u)
@@ -227,6 +232,11 @@ def gap_at(v_at: Array, m: Array, temperature: Array | None = None) -> Array:
 
 def scaled(weight: Array, value: Array) -> Array:
     """`weight · value` with `0 · inf = 0`, keeping the weight's gradient where the value is finite."""
+    return weight * jnp.where((weight == 0) & jnp.isinf(value), 0, value)
+
+
+def weighed(weight: Array, value: Array) -> Array:
+    """The same for rows, of which one without weight is left out, whatever it holds."""
     return weight * jnp.where((weight == 0) & ~jnp.isfinite(value), 0, value)
 
 

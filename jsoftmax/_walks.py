@@ -78,7 +78,7 @@ def total_of(term: Callable[..., Array], axis_name: str | None, *arrays: Array) 
         return jax.lax.fori_loop(1, count, step, first + last)
 
     v = arrays[0]
-    if v.shape[-1] < _WIDE or not isinstance(v.size, int) or v.size < _MANY:
+    if not isinstance(v.size, int) or v.shape[-1] < _WIDE or v.size < _MANY:
         s = whole(*arrays)
     else:
         s = jax.lax.platform_dependent(*arrays, cpu=in_blocks, default=whole)
@@ -126,7 +126,7 @@ def rest_of(
     def others() -> Array:
         return total_of(lambda v: _lower(v, m, c, temperature), axis_name, scores()) / top
 
-    if v.shape[-1] <= _FEW:
+    if isinstance(v.shape[-1], int) and v.shape[-1] <= _FEW:
         e = exponentials(v, c, temperature)
         s, rest = _two_totals(e, jnp.where(below(v, m, temperature), e, 0), axis_name)
         s, rest = s / top, rest / top
@@ -244,8 +244,9 @@ def by_chunks(function: Callable[..., Any], v: Array, *per_row: Array | None) ->
     the last chunk starts early, so that all have one size. Elsewhere all rows are taken at once.
     """
     batch, classes = v.shape[:-1], v.shape[-1]
-    rows = math.prod(batch) if all(isinstance(n, int) for n in v.shape) else 0
-    size = max(1, _CACHED // max(classes, 1))
+    known = all(isinstance(n, int) for n in v.shape)
+    rows = math.prod(batch) if known else 0
+    size = max(1, _CACHED // max(classes, 1)) if known else 0
     # Rows that lie on several devices stay there.
     if rows <= size or any(jax.typeof(v).sharding.spec):
         return function(v, *per_row)

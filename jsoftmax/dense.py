@@ -142,7 +142,8 @@ def row_stats(
         where: Which classes take part.
         temperature: `T ≥ 0`.
         softcap: `c > 0`.
-        ignore_index: Rows with this label have `nll` and `target_log_prob` 0 and `correct` false.
+        ignore_index: Rows with this label have `nll` and `target_log_prob` 0 and `correct` false,
+            whatever `logits` holds there; their other statistics are those of equal logits.
         transform: A `LogitTransform`.
         axis_name: The mesh axis that shards the classes.
         statistics: The names of the fields to compute; all by default. Under `jit` an unused field
@@ -250,7 +251,7 @@ def losses_of(
         loss = loss * nan_unless((eps >= 0) & (eps <= 1), loss.dtype)
     if z_loss is not None:
         log_z = jnp.where(empty, 0, log_normalizer(raw, temperature))
-        loss = loss + jnp.asarray(z_loss, loss.dtype) * jnp.square(log_z)
+        loss = loss + scaled(jnp.asarray(z_loss, loss.dtype), jnp.square(log_z))
     return loss
 
 
@@ -275,6 +276,9 @@ def statistics_of_rows(
 ) -> RowStats:
     """What `row_stats` returns; `None` stands for what changes nothing."""
     logits, labels, where = rows(logits, labels, where, axis)
+    ignored = labels == ignore_index if ignore_index is not None else None
+    if ignored is not None:
+        logits = jnp.where(row(ignored), 0, logits)
     empty = all_masked(where, logits, axis_name)
     t = row_temperature(temperature, logits)
     raw_names = frozenset(NEEDS[name] for name in statistics if name in NEEDS)
@@ -283,7 +287,6 @@ def statistics_of_rows(
         v = scores(*jax.lax.stop_gradient((logits, labels)), where, transform, axis_name)
         truth = labels if are_indices(labels) else first_largest(labels, axis_name)
         raw["correct"] = (first_largest(v, axis_name) == truth) & ~jnp.isnan(raw["rest"])
-    ignored = labels == ignore_index if ignore_index is not None else None
     return stats_of(raw, labels, num_classes(logits, axis_name), empty, t, ignored, statistics)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._numerics import accumulator, scaled
+from jsoftmax._numerics import accumulator, weighed
 from jsoftmax._typing import Array, ArrayLike
 
 
@@ -71,7 +71,7 @@ def _weighted_mean(
 ) -> Array:
     dtype = accumulator(values.dtype)
     w = jnp.ones_like(values, dtype) if weights is None else jnp.asarray(weights).astype(dtype)
-    sums = jnp.sum(scaled(w, values.astype(dtype))), jnp.sum(w)
+    sums = jnp.sum(weighed(w, values.astype(dtype))), jnp.sum(w)
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)
     by = sums[1] if denominator is None else jnp.asarray(denominator, dtype)

@@ -114,7 +114,8 @@ class Softcap(LogitTransform):
     def __call__(self, logits: Array, target: Array | None = None) -> Array:
         cap = _per_row(self.cap, logits)
         cap = cap * nan_unless(cap > 0, cap.dtype)
-        return cap * jnp.tanh(logits / cap)
+        # Beyond these bounds tanh is ±1; at ±inf its derivative 0 would meet an infinite quotient.
+        return cap * jnp.tanh(jnp.clip(logits, -50 * cap, 50 * cap) / cap)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,15 +202,16 @@ class Margin(LogitTransform):
             raise ValueError("Margin: needs labels, use it in cross_entropy or row_stats.")
         margin = _per_row(self.margin, logits)
         if self.kind == "additive":
-            hard = logits - margin
+            turn = -margin
         else:
             cosine = jnp.where(jnp.abs(logits) <= 1.01, jnp.clip(logits, -1, 1), jnp.nan)
             inner = jnp.abs(cosine) < 1
             sine = jnp.where(inner, jnp.sqrt(1 - jnp.square(jnp.where(inner, cosine, 0))), 0)
             turned = cosine * jnp.cos(margin) - sine * jnp.sin(margin)
             continued = cosine - margin * jnp.sin(margin)
-            hard = jnp.where(cosine > -jnp.cos(margin), turned, continued)
-        chosen = jnp.where(target > 0, logits + target * (hard - logits), logits)
+            turn = jnp.where(cosine > -jnp.cos(margin), turned, continued) - logits
+        # Not the difference of two scores that may be infinite.
+        chosen = jnp.where(target > 0, logits + target * turn, logits)
         return _per_row(self.scale, logits) * chosen
 
 

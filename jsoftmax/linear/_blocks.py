@@ -28,7 +28,7 @@ from jsoftmax._walks import total
 from jsoftmax.autodiff import custom_vjp, scan_forgetting
 from jsoftmax.linear._options import Dealt, Teacher
 from jsoftmax.linear._parts import Part, finished, moved, nothing, part_of, union, union_of_shards
-from jsoftmax.linear._walk import common, logits_of, narrowed, product
+from jsoftmax.linear._walk import common, logits_of, narrowed, product, without
 from jsoftmax.statistics import Reduction, gradient, scores
 from jsoftmax.transforms import LogitTransform
 
@@ -132,6 +132,8 @@ def _cutter(
     def cut(i: Array) -> tuple[Any, ...]:
         parts = blocks.cut((kernel, bias, soft, where, per_class, weights), i)
         kernel_, bias_, soft_, where_, per_class_, weights_ = parts
+        if where_ is not None and where_.shape[0] == 1:
+            kernel_ = without(where_[0], kernel_)
         labels_, where_ = blocks.own(i, labels if soft is None else soft_, where_)
         return kernel_, bias_, labels_, where_, _joined(blocks, per_class_, others, transform), weights_
 

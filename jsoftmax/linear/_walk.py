@@ -142,6 +142,11 @@ def _plus_product(so_far: Array, h: Array, d_z: Array, kernel: Array) -> Array:
     return jax.lax.platform_dependent(so_far, h, d_z, cpu=in_blocks, default=whole)
 
 
+def without(where: Array | None, kernel: Array) -> Array:
+    """The kernel, 0 for masked classes `[classes]`: 0 · NaN would reach the hidden vectors' gradient."""
+    return kernel if where is None else jnp.where(where, kernel, 0)
+
+
 def logits_of(hidden: Array, kernel: Array, bias: Array | None) -> Array:
     """`hidden @ kernel + bias`, in float32 or wider."""
     z = product(hidden, kernel, (1, 0))

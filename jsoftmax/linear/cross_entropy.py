@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._labels import num_classes, settle
-from jsoftmax._numerics import accumulator, scaled
+from jsoftmax._numerics import accumulator, row, weighed
 from jsoftmax._rows import checked_temperature
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.dense import (
@@ -30,7 +30,7 @@ from jsoftmax.dense import (
 )
 from jsoftmax.linear._blocks import in_blocks, row_numbers
 from jsoftmax.linear._options import Dealt, checked_labels, checked_transform, counting
-from jsoftmax.linear._walk import common
+from jsoftmax.linear._walk import common, without
 from jsoftmax.linear.chunked import check_chunks, check_product, walked
 from jsoftmax.statistics import NEEDS, Reduction, RowStats
 from jsoftmax.transforms import LogitTransform
@@ -90,7 +90,8 @@ def linear_cross_entropy(
         ignore_index: The label of rows that do not count, whatever `hidden` holds there.
         transform: A `LogitTransform`. Those of its arrays with the shape `[*batch]` are one number
             per row, all others the same for all rows.
-        weights: `w [*batch]`, of any real or bool dtype; 1 each by default.
+        weights: `w [*batch]`, of any real or bool dtype; 1 each by default. A row of weight 0 is left
+            out, whatever `hidden` holds there.
         reduction: "mean", "sum" (`Σ w ℓ`) or "none" (`w ℓ`, `[*batch]`).
         denominator: What a mean is divided by, a scalar, in place of the sum of the weights of the
             rows that count.
@@ -270,7 +271,12 @@ def _linear_cross_entropy(
     hidden, labels, ignored = counting(hidden, labels, ignore_index)
     options = Dealt(hidden, labels, where, temperature, transform)
     dtype = accumulator(common(hidden.dtype, kernel.dtype))
-    w = None if weights is None else jnp.asarray(weights).astype(dtype)
+    w = None
+    if weights is not None:
+        w = jnp.asarray(weights).astype(dtype)
+        # As an ignored row: 0 · NaN would reach the kernel's gradient.
+        spoiled = (w == 0) & ~jnp.all(jnp.isfinite(hidden), axis=-1)
+        hidden = jnp.where(row(spoiled), 0, hidden)
     if reduction == "mean":
         count = jnp.ones(hidden.shape[:-1], dtype) if w is None else w
         count = count if ignored is None else jnp.where(ignored, 0, count)
@@ -288,7 +294,7 @@ def _linear_cross_entropy(
         allowed = raw.get("count", classes)
         found = losses_of(raw, labels, allowed, empty, t, smoothing, z_loss, class_weights, axis_name)
         found = settle(found, labels, classes, ignored)
-        found = found if w is None else scaled(w, found)
+        found = found if w is None else weighed(w, found)
         return found if reduction == "none" else jnp.sum(found)
 
     def loss(z: Array, rowwise: Any, shared: Any) -> Array:
@@ -308,12 +314,12 @@ def _linear_cross_entropy(
             axis=(1,),
             axis_name=axis_name,
         )
-        return found if w is None else scaled(w, found)
+        return found if w is None else weighed(w, found)
 
     return walked(
         loss,
         hidden,
-        kernel,
+        without(options.shared[0], kernel),
         bias,
         (options.rowwise, w),
         (options.shared, (smoothing, z_loss, class_weights, ignore_index)),
@@ -369,7 +375,7 @@ def _linear_row_stats(
     found = walked(
         stats,
         hidden,
-        kernel,
+        without(options.shared[0], kernel),
         bias,
         options.rowwise,
         (options.shared, ignore_index),

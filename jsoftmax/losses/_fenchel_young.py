@@ -18,7 +18,7 @@ from jsoftmax._numerics import deleted, gaps, row, scaled
 from jsoftmax._typing import Array
 from jsoftmax._walks import by_chunks, maximum
 from jsoftmax.autodiff import custom_vjp
-from jsoftmax.maps.entmax import by_alpha, distribution_of, slopes, solved
+from jsoftmax.maps.entmax import balanced, by_alpha, distribution_of, slopes, solved
 from jsoftmax.maps.softmax import through_temperature
 
 
@@ -104,7 +104,7 @@ def _bwd(form: Form, residuals: Any, cts: Row) -> tuple[Any, ...]:
     dg = jnp.where(gone, 0, dg)
     if cts.p is not None:
         ct_p = cts.p - row(jnp.sum(share * cts.p, axis=-1))
-        dg += s * ct_p
+        dg += s * ct_p if alpha is None else balanced(s, s * ct_p)
         slope = slope + moved * ct_p
     d_alpha = None if alpha is None else jnp.sum(slope, axis=-1, keepdims=True)
     if temperature is None:

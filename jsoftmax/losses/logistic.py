@@ -55,7 +55,7 @@ def _logistic_bwd(residuals: tuple[Array, Array, Array | None], ct: Array) -> tu
     if pos_weight is None:
         return d_x, ct * -x, None
     if_yes = jnp.log1p(jnp.exp(-jnp.abs(x))) + jnp.maximum(-x, 0)
-    return d_x, ct * (pos_weight * if_yes - if_no), ct * (y * if_yes)
+    return d_x, ct * (scaled(pos_weight, if_yes) - if_no), ct * scaled(y, if_yes)
 
 
 logistic_cost.defvjp(lambda x, y, w: (logistic_cost(x, y, w), (x, y, w)), _logistic_bwd)

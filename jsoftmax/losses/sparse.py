@@ -362,6 +362,9 @@ def _stats(
     n: int,
 ) -> EntmaxStats:
     loss = _losses(z, y, mask, temperature, alpha, ignore_index, n, divergence=True)
+    ignored = y == ignore_index if ignore_index is not None else None
+    if ignored is not None:
+        z = jnp.where(row(ignored), 0, z)
     v, t = masked(z, mask), row_temperature(temperature, z)
     a = None if alpha is None else row_alpha(alpha, z)
     empty = empty_rows(mask, z)
@@ -371,7 +374,6 @@ def _stats(
     best = jnp.max(jnp.where(hit, -jnp.inf, wide(v)), axis=-1, initial=-jnp.inf)
     margin = wide(at_label(v, ids)) - best
     margin = margin if t is None else margin / t[..., 0]
-    ignored = y == ignore_index if ignore_index is not None else None
     size = jnp.sum((p > 0).astype(jnp.int32), axis=-1)
     return EntmaxStats(loss, size, settle(margin, y, z.shape[-1], ignored))
 

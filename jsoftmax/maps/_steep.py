@@ -7,12 +7,10 @@ pivot; then the probability that a class at the pivot has, which is all that is 
 Imports `_numerics`.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import row
+from jsoftmax._numerics import log_of, row
 from jsoftmax._typing import Array
 
 _STEPS = 40
@@ -36,7 +34,7 @@ def steep_levels(a: Array, gaps: Array, zero: Array) -> tuple[Array, Array, Arra
         enough = jax.lax.stop_gradient(jnp.sum(above.p(held, middle), axis=-1)) >= 1
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-    lowest = zero - (math.log(max(g.shape[-1], 1)) + 90)
+    lowest = zero - (log_of(g.shape[-1]) + 90)
     level = jax.lax.fori_loop(0, _STEPS, halve, (lowest, zero))[1]
     level = jax.lax.stop_gradient(level)
     for _ in range(2):
@@ -45,7 +43,7 @@ def steep_levels(a: Array, gaps: Array, zero: Array) -> tuple[Array, Array, Arra
         slope = jnp.sum(jnp.where(above.at_pivot, p, share), axis=-1)
         # Where no class is near the pivot, the level hardly shows in the sum, nor does it matter.
         moved = (jnp.sum(p, axis=-1) - 1) / jnp.where(slope > 0, slope, 1)
-        level = level - jnp.clip(jnp.where(slope > 0, moved, 0), -0.1, 0.1)
+        level = jnp.minimum(level - jnp.clip(jnp.where(slope > 0, moved, 0), -0.1, 0.1), 0)
     return pivot, level, jnp.sum(above.p(a, level), axis=-1)
 
 

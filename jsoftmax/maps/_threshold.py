@@ -59,8 +59,9 @@ class Whole:
     def probabilities(self, y: Array) -> Array:
         """`(y₊ / n)^n`."""
         zero, share = own(y, 0.0, 1 / self.n)
-        # With a 0 added: XLA:CPU sums what ends as a product as a dot product, with fewer digits.
-        return (jnp.maximum(y, zero) * share) ** self.n + zero
+        # With a 0 added: XLA:CPU sums what ends as a product as a dot product, with fewer digits. The 0
+        # first: of a NaN and a number its sum takes the second.
+        return (jnp.maximum(zero, y) * share) ** self.n + zero
 
     def log_probabilities(self, y: Array) -> Array:
         """`n log (y₊ / n)`."""
@@ -80,8 +81,8 @@ class Whole:
         zero, one, steep, share = own(y, 0.0, 1.0, 1e30, 1 / self.n)
         if self.n == 1:
             # Plain arithmetic: XLA:CPU would store a comparison before it sums it.
-            return jnp.minimum(jnp.maximum(y * steep, zero), one)
-        return (jnp.maximum(y, zero) * share) ** (self.n - 1)
+            return jnp.minimum(one, jnp.maximum(zero, y * steep))
+        return (jnp.maximum(zero, y) * share) ** (self.n - 1)
 
     def step(self, excess: Array, slope: Array) -> Array:
         """Newton's step for a sum of `s = 1 + excess`: `n (s^(1/n) − 1) s^(1 − 1/n) / slope`."""
@@ -191,7 +192,14 @@ class Levels(NamedTuple):
         return self._replace(total=self.total * factor, steep=steep)
 
 
-def levels(family: Family, gaps: Array, zero: Array, fold: bool, dominated: bool) -> Levels:
+def levels(
+    family: Family,
+    gaps: Array,
+    zero: Array,
+    fold: bool,
+    dominated: bool,
+    bound: Array | None = None,
+) -> Levels:
     """Where the probabilities of rows of gaps `[*batch, classes]` begin.
 
     A row with a NaN, or without a class, is NaN.
@@ -203,11 +211,12 @@ def levels(family: Family, gaps: Array, zero: Array, fold: bool, dominated: bool
         fold: Whether the class axis may be folded: not where a mesh axis shards it.
         dominated: Whether the digits of the small probabilities beside a large one are wanted, for an
             α that is known: a loss is made of those.
+        bound: For each row a `σ` that is not too high, if one is known.
     """
     held, g = jax.lax.stop_gradient((family, gaps))
-    sigma = zero + jnp.asarray(held.start(), g.dtype)
-    columns = _COLUMNS[g.shape[-1] >= _SHORT]
-    if fold and g.shape[-1] >= _FOLDS * columns:
+    sigma = zero + jnp.asarray(held.start(), g.dtype) if bound is None else bound
+    columns = _COLUMNS[fold and g.shape[-1] >= _SHORT]
+    if bound is None and fold and g.shape[-1] >= _FOLDS * columns:
         sigma = _search(held, _column_maxima(g, columns), sigma, lambda excess: excess < 0.01)
     sigma = _search(held, g, sigma, held.done)
     steps = [sigma]
@@ -228,6 +237,12 @@ def levels(family: Family, gaps: Array, zero: Array, fold: bool, dominated: bool
     )
     whole = ~jnp.any(jnp.isnan(gaps), axis=-1)
     return Levels(tuple(steps), total, steep).refused(nan_unless(whole, gaps.dtype))
+
+
+def lower_bound(family: Whole, gaps: Array) -> Array:
+    """The threshold of some classes, `[*batch]`: that of more classes is not below it."""
+    start = jnp.full_like(gaps[..., 0], family.start())
+    return _search(family, gaps, start, family.done)
 
 
 def distribution(family: Family, gaps: Array, found: Levels) -> tuple[Array, Array]:

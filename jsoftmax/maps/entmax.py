@@ -6,6 +6,7 @@ Imports `softmax`, `_threshold`, `autodiff`, `_rows`, `_walks`, `_numerics`, `_c
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from jsoftmax._rows import (
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
 from jsoftmax._walks import apart, by_chunks, careful_if, maximum, total
 from jsoftmax.autodiff import custom_vjp
+from jsoftmax.maps._candidates import of_candidates
 from jsoftmax.maps._threshold import Family, Levels, Traced, Whole, distribution, levels
 from jsoftmax.maps.softmax import softmax, through_temperature
 
@@ -40,12 +42,19 @@ class Solved(NamedTuple):
     levels: Levels
 
 
-def solved(n: int, dominated: bool, v: Array, temperature: Array | None, alpha: Array | None) -> Solved:
-    """For `α = 1 + 1/n`, or for `alpha` `[*batch, 1]`; `dominated` as in `levels`."""
+def solved(
+    n: int,
+    dominated: bool,
+    v: Array,
+    temperature: Array | None,
+    alpha: Array | None,
+    bound: Array | None = None,
+) -> Solved:
+    """For `α = 1 + 1/n`, or for `alpha` `[*batch, 1]`; `dominated` and `bound` as in `levels`."""
     fold = jax.typeof(v).sharding.spec[-1:] in ((), (None,)) and isinstance(v.shape[-1], int)
     m = maximum(v)
     g = gaps(v, m, temperature)
-    found = levels(_family(n, alpha), g, jnp.zeros_like(m), fold, dominated)
+    found = levels(_family(n, alpha), g, jnp.zeros_like(m), fold, dominated, bound)
     # Only beside +inf may several classes share a gap of 0 without sharing the row.
     several = careful_if(
         m == jnp.inf, lambda: total((g == 0).astype(g.dtype)), lambda: jnp.ones_like(m), None
@@ -90,7 +99,10 @@ def _entmax(
 
     if alpha is None:
         # Products are quick to make again: of chunks come numbers per row alone.
-        found = by_chunks(functools.partial(solved, n, False), v, temperature, alpha)
+        def numbers(v: Array, temperature: Array | None, bound: Array | None) -> Solved:
+            return by_chunks(functools.partial(solved, n, False), v, temperature, None, bound)
+
+        found = of_candidates(numbers, Whole(n), v, temperature)
         p = made(v, temperature, alpha, empty, found)
     else:
         p = by_chunks(whole, v, temperature, alpha, empty)
@@ -109,7 +121,7 @@ def _entmax_bwd(n: int, narrow: bool, residuals: Any, ct: Array) -> tuple[Any, .
     v, temperature, alpha, p = residuals
     s = slopes(p, n, alpha)
     from_mean = wide(ct) - row(_weighted(s, wide(apart(ct))))
-    dg = s * from_mean
+    dg = s * from_mean if alpha is None else balanced(s, s * from_mean)
     d_alpha = None if alpha is None else jnp.sum(by_alpha(p, s, alpha) * from_mean, -1, keepdims=True)
     if temperature is None:
         return dg.astype(v.dtype), None, d_alpha, None
@@ -124,10 +136,26 @@ def slopes(p: Array, n: int, alpha: Array | None) -> Array:
     if alpha is None and n == 1:
         return jnp.where(p > 0, jnp.ones_like(p), jnp.where(jnp.isnan(p), p, 0))
     inside = ~(p <= 0)
-    power = 1 - 1 / n if alpha is None else 2 - alpha
+    # Finite, so that a slope that belongs to no other class stays out of their derivatives.
+    largest = float(jnp.finfo(p.dtype).max)
+    power = 1 - 1 / n if alpha is None else jnp.maximum(2 - alpha, -largest / 1e4)
     held = jnp.where(inside, p, 1)
-    s = jnp.sqrt(held) if alpha is None and n == 2 else jnp.exp(power * jnp.log(held))
+    if alpha is None and n == 2:
+        s = jnp.sqrt(held)
+    else:
+        s = jnp.exp(jnp.minimum(power * jnp.log(held), math.log(largest) / 2))
     return jnp.where(inside, s, 0)
+
+
+def balanced(s: Array, dg: Array) -> Array:
+    """`J x`, of which the steepest class has minus the others': rows of `J` sum to 0.
+
+    For α > 2 its slope may be beyond all digits, times a difference that has none.
+    """
+    ids = jax.lax.broadcasted_iota(jnp.int32, s.shape, s.ndim - 1)
+    steepest = (ids == row(jnp.argmax(s, axis=-1))) & (s > 2)
+    others = jnp.where(steepest, 0, dg)
+    return jnp.where(steepest, -row(jnp.sum(others, axis=-1)), dg)
 
 
 def _weighted(s: Array, x: Array) -> Array:

@@ -41,7 +41,7 @@ def _drawn(v: Array, key: Array, temperature: Array | None, *, shape: tuple[int,
         return jnp.full(shape, -1, jnp.int32)
     m = maximum(v)
     c = shift(m, classes, temperature)
-    if classes <= _FEW:
+    if not isinstance(classes, int) or classes <= _FEW:
         weights = exponentials(v, c, temperature)
         ids = _pick(key, weights, shape)
         return jnp.where(jnp.isnan(defined(jnp.sum(weights, axis=-1), m, False)), -1, ids)
