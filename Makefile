@@ -55,6 +55,7 @@ docs: .venv/ready-docs  ## the documentation, as HTML in docs/_build
 bench: .venv-bench/ready  ## accuracy and speed beside jax.nn, optax and torch (TORCH= to leave torch out)
 	@.venv-bench/bin/python -m benchmarks.accuracy $(BENCH_ARGS)
 	@.venv-bench/bin/python -m benchmarks.speed $(BENCH_ARGS)
+	@.venv-bench/bin/python -m benchmarks.forms $(BENCH_ARGS)
 
 bench-sparse: .venv-bench/ready  ## sparsemax, entmax and sampling beside optax, jax.random, torch and the entmax package
 	@.venv-bench/bin/python -m benchmarks.entmax $(BENCH_ARGS)

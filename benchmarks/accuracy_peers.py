@@ -35,7 +35,7 @@ def _gradient(loss: Callable[..., jax.Array]) -> Callable[..., np.ndarray]:
     return _numpy(gradient)
 
 
-def _library(
+def library(
     softmax: Callable[..., jax.Array] | None,
     log_softmax: Callable[..., jax.Array] | None,
     logsumexp: Callable[..., jax.Array] | None,
@@ -54,16 +54,16 @@ def _library(
 
 
 def ours() -> Library:
-    return _library(jsoftmax.softmax, jsoftmax.log_softmax, jsoftmax.logsumexp, jsoftmax.cross_entropy)
+    return library(jsoftmax.softmax, jsoftmax.log_softmax, jsoftmax.logsumexp, jsoftmax.cross_entropy)
 
 
 def jax_nn() -> Library:
-    return _library(jax.nn.softmax, jax.nn.log_softmax, lambda x: jax.nn.logsumexp(x, axis=-1), None)
+    return library(jax.nn.softmax, jax.nn.log_softmax, lambda x: jax.nn.logsumexp(x, axis=-1), None)
 
 
 def optax_losses() -> Library:
     loss = optax.losses.softmax_cross_entropy_with_integer_labels
-    return _library(None, None, None, loss)
+    return library(None, None, None, loss)
 
 
 def torch_functions() -> Library | None:

@@ -102,7 +102,9 @@ def test_margin_at_a_certain_label():
 def test_gradients_in_numbers_beside_infinities():
     z = jnp.array([[INF, 1.0, 2.0]])
     slope = jax.grad(lambda c: jsoftmax.cross_entropy(z, jnp.array([0]), softcap=c)[0])(3.0)
-    other = jax.grad(lambda c: jsoftmax.cross_entropy(z.at[0, 0].set(1e4), jnp.array([0]), softcap=c)[0])
+    other = jax.grad(
+        lambda c: jsoftmax.cross_entropy(z.at[0, 0].set(1e4), jnp.array([0]), softcap=c)[0]
+    )
     np.testing.assert_allclose(slope, other(3.0), 1e-6)
     scores, labels = jnp.array([[-INF, 1.0]]), jnp.array([[0.0, 1.0]])
     by_weight = jax.grad(lambda w: losses.multilabel_cross_entropy(scores, labels, pos_weight=w)[0])
@@ -156,3 +158,20 @@ def test_a_symbolic_number_of_classes(function: Any):
     exported = export.export(run, platforms=("cpu", "tpu"))(jax.ShapeDtypeStruct((b, 3), jnp.float32))
     z = jnp.asarray(np.random.default_rng(1).standard_normal((5, 3)), jnp.float32)
     np.testing.assert_allclose(exported.call(z), run(z), 1e-6, 1e-7)
+
+
+def test_a_generalized_divergence_of_near_distributions():
+    """Every term is 0 or more, and keeps the digits that the logarithms of its arguments have."""
+    rng = np.random.default_rng(4)
+    p = rng.dirichlet(np.ones(20), 50).astype(np.float32)
+    for size in (0.0, 1e-4, 1e-3, 0.1, 0.5):
+        t = (p * (1 + size * rng.uniform(-1, 1, p.shape))).astype(np.float32)
+        log_p = np.log(p)
+        exact, log_exact = t.astype(np.float64), log_p.astype(np.float64)
+        d = np.log(exact) - log_exact
+        true = np.sum(exact * (d + np.expm1(-d)), -1)
+        got = losses.generalized_kl_divergence(log_p, t)
+        assert (got >= 0).all()
+        np.testing.assert_allclose(got, true, 2e-6 + 3e-6 / max(size, 1e-6), 1e-12)
+        slope = jax.grad(lambda x, t=t: losses.generalized_kl_divergence(x, t).sum())(log_p)
+        np.testing.assert_allclose(slope, p - t, 1e-5, 1e-7)

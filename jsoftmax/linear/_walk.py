@@ -143,7 +143,7 @@ def _plus_product(so_far: Array, h: Array, d_z: Array, kernel: Array) -> Array:
 
 
 def without(where: Array | None, kernel: Array) -> Array:
-    """The kernel, 0 for masked classes `[classes]`: 0 · NaN would reach the hidden vectors' gradient."""
+    """The kernel, 0 for masked classes `[classes]`: 0 · NaN would reach the gradient of `hidden`."""
     return kernel if where is None else jnp.where(where, kernel, 0)
 
 

@@ -219,7 +219,16 @@ def _kl_log(log_p: Array, log_t: Array, where: Array | None) -> Array:
 @jax.jit
 def _generalized(log_p: Array, t: Array, where: Array | None) -> Array:
     log_p, t = _inputs(log_p, t, where)
-    return _summed(_excess(t) - scaled(t, log_p) + (jnp.exp(log_p) - t), where)
+    plain = _excess(t) - scaled(t, log_p) + (jnp.exp(log_p) - t)
+    some = (t > 0) & (log_p > -jnp.inf)
+    d = jnp.where(some, jnp.log(jnp.where(some, t, 1)) - jnp.where(some, log_p, 0), 1)
+    near = jnp.abs(d) < 0.3
+    d = jnp.where(near, d, 0)
+    # Where t and p are alike nothing is left of those terms: `t (d + e^−d − 1)` by its series.
+    series = jnp.ones_like(d)
+    for k in (9, 8, 7, 6, 5, 4, 3):
+        series = 1 - d / k * series
+    return _summed(jnp.where(near, t * d * d / 2 * series, plain), where)
 
 
 @jax.jit

@@ -22,9 +22,7 @@ from jsoftmax.maps._threshold import Whole, lower_bound
 _LONG, _BLOCK = 4096, 128
 
 
-def of_candidates(
-    solve: Callable[..., Any], family: Whole, v: Array, temperature: Array | None
-) -> Any:
+def of_candidates(solve: Callable[..., Any], family: Whole, v: Array, temperature: Array | None) -> Any:
     """`solve(v, temperature, bound)`: numbers per row that depend on the support alone.
 
     `bound` is a threshold that is not too high, or none. On a CPU, where the support of every row is in
