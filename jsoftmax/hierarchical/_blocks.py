@@ -22,7 +22,7 @@ from jsoftmax.autodiff import custom_vjp, scan_forgetting
 from jsoftmax.dense import cross_entropy
 
 # A block of so many logits stays in the cache between the pass that makes it and those that read it.
-_ROWS, _COLUMNS = 64, 8192
+_ROWS, _COLUMNS = 64, 32768
 
 # Up to so many logits, all of them at once cost less than the loops.
 _FEW = 1 << 16

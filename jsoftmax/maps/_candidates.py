@@ -40,8 +40,8 @@ def of_candidates(solve: Callable[..., Any], family: Whole, v: Array, temperatur
     def of_blocks(v: Array, temperature: Array | None) -> Any:
         tops = _block_maxima(jax.lax.stop_gradient(v), size)
         g = gaps(tops, maximum(tops), jax.lax.stop_gradient(temperature))
-        # What is no number must not be left out.
         bound = lower_bound(family, g)
+        # What is no number must not be left out.
         matters = ~(g <= row(bound))
         few = jnp.all(jnp.sum(matters, axis=-1) <= most)
 

@@ -2,7 +2,7 @@
 
 One rule for the whole family, softmax included: `J = diag(s) − s sᵀ/Σs`, `s = p^(2−α)`.
 
-Imports `softmax`, `_threshold`, `autodiff`, `_rows`, `_walks`, `_numerics`, `_checks`.
+Imports `softmax`, `_candidates`, `_threshold`, `autodiff`, `_rows`, `_walks`, `_numerics`, `_checks`.
 """
 
 import functools
