@@ -226,7 +226,7 @@ def _generalized(log_p: Array, t: Array, where: Array | None) -> Array:
     d = jnp.where(near, d, 0)
     # Where t and p are alike nothing is left of those terms: `t (d + e^−d − 1)` by its series.
     series = jnp.ones_like(d)
-    for k in (9, 8, 7, 6, 5, 4, 3):
+    for k in range(15, 2, -1):
         series = 1 - d / k * series
     return _summed(jnp.where(near, t * d * d / 2 * series, plain), where)
 
