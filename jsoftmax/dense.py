@@ -206,8 +206,10 @@ def row_losses(
     dtype = accumulator(logits.dtype)
     ignored = labels == ignore_index if ignore_index is not None else None
     if ignored is not None:
-        # The whole row, not only its loss: 0 · NaN would reach the gradient.
-        logits = jnp.where(row(ignored), 0, logits)
+        # The whole row, not only its loss: 0 · NaN would reach the gradient. And what is masked, since
+        # `jax.debug_nans` objects to a NaN in a copy that it let pass in an argument.
+        unread = row(ignored) if where is None else row(ignored) | ~where
+        logits = jnp.where(unread, 0, logits)
     q = labels
     if weights is not None:
         weights = jnp.asarray(weights, dtype)

@@ -16,7 +16,7 @@ from jax.test_util import check_grads
 import jsoftmax
 from jsoftmax import losses
 from tests.oracles import entmax as oracle
-from tests.special_values import COTANGENT, INF, NAN, TABLE, Line
+from tests.special_values import COTANGENT, INF, LOGITS, NAN, Line
 from tests.truth import x64
 
 ALPHAS = (1.25, 1.5, 2.0)
@@ -272,7 +272,7 @@ def expected(line: Line, alpha: float) -> np.ndarray:
 def test_special_values(alpha: Any, width: int, run: str):
     number: float = {"traced": 1.5, "steep": 3.0}.get(alpha) or alpha
     given = jnp.float32(number) if alpha == "traced" else number
-    lines = [line for line in TABLE if line.smooth]
+    lines = [line for line in LOGITS if line.smooth]
     pad = ((0, 0), (0, width - 3))
     z = jnp.pad(jnp.array([line.logits for line in lines], jnp.float32), pad, constant_values=NAN)
     where = jnp.pad(jnp.array([line.where for line in lines]), pad)
@@ -307,7 +307,7 @@ def test_special_values(alpha: Any, width: int, run: str):
 def test_special_values_of_losses(alpha: Any, label: int):
     number = 1.5 if alpha == "traced" else alpha
     given = jnp.float32(1.5) if alpha == "traced" else alpha
-    lines = [line for line in TABLE if line.smooth and line.temperature == 1]
+    lines = [line for line in LOGITS if line.smooth and line.temperature == 1]
     z = jnp.array([line.logits for line in lines], jnp.float32)
     where = jnp.array([line.where for line in lines])
     y = jnp.full(len(lines), label, jnp.int32)

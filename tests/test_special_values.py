@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import jsoftmax
-from jsoftmax import losses
+from jsoftmax import hierarchical, losses
+from tests.hierarchical_heads import HEADS, OTHERS
 from tests.special_values import (
     ALL,
     C0,
@@ -30,31 +31,69 @@ from tests.special_values import (
     Form,
     cases,
     check,
+    hierarchical_case,
     jitted,
     with_gradient,
 )
 
-NAMES = list(cases(TABLE[:1], "float32")[1])
+NAMES = list(cases(TABLE[:1], "float32"))
+runs = pytest.mark.parametrize("run", [jitted, with_gradient], ids=["jit", "eager"])
+every_head = pytest.mark.parametrize(
+    ("name", "way"), [(name, way) for name, head in HEADS.items() for way in head.ways]
+)
+
+# Of each function and kind of labels.
+one_head_each = pytest.mark.parametrize(
+    "name", {head[:2]: name for name, head in HEADS.items()}.values()
+)
 
 
 @pytest.mark.thin(2)
-@pytest.mark.parametrize("run", [jitted, with_gradient], ids=["jit", "eager"])
+@runs
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_table(name: str, dtype: str, run: Callable[..., Any]):
-    columns, found = cases(TABLE, dtype)
-    got = run(*found[name])
+    problem = cases(TABLE, dtype)[name]
+    got = run(*problem.call)
     assert got[1].dtype == dtype
     assert got[0].dtype == (dtype if name in ("softmax", "log_softmax", "logsumexp") else "float32")
-    check(columns, name, got)
+    check(problem, got)
 
 
 @pytest.mark.thin(6)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", NAMES)
 def test_table_in_other_forms(name: str, form: str):
-    columns, found = cases(FORMS[form].lines(TABLE), "float32", FORMS[form])
-    check(columns, name, jitted(*found[name]))
+    problem = cases(FORMS[form].lines(TABLE), "float32", FORMS[form])[name]
+    check(problem, jitted(*problem.call))
+
+
+def check_hierarchical(name: str, way: str, dtype: str, run: Callable[..., Any]) -> None:
+    problem = hierarchical_case(name, TABLE, dtype, way)
+    got = run(*problem.call)
+    assert (got[0].dtype, got[1].dtype) == ("float32", dtype)
+    check(problem, got)
+
+
+@one_head_each
+def test_table_of_hierarchical_functions(name: str):
+    check_hierarchical(name, "hidden", "float32", jitted)
+
+
+@pytest.mark.thin(100)
+@runs
+@pytest.mark.parametrize("dtype", DTYPES)
+@every_head
+def test_hierarchical_functions_in_other_forms(
+    name: str, way: str, dtype: str, run: Callable[..., Any]
+):
+    check_hierarchical(name, way, dtype, run)
+
+
+def test_the_table_has_every_hierarchical_function():
+    public = {name for name, f in vars(hierarchical).items() if callable(f) and name.islower()}
+    assert {head.function for head in HEADS.values()} | set(OTHERS) == public
+    assert not {head.function for head in HEADS.values()} & set(OTHERS)
 
 
 @pytest.mark.thin(6)
@@ -62,20 +101,52 @@ def test_table_in_other_forms(name: str, form: str):
 @pytest.mark.parametrize("name", NAMES)
 def test_value_without_a_gradient_is_the_same(name: str, form: Form | None):
     """What is not differentiated is computed in another way."""
-    _, found = cases((form or Form()).lines(TABLE), "float32", form)
-    f, _, *primals = found[name]
-    np.testing.assert_allclose(jax.jit(f)(*primals), jitted(*found[name])[0], 4e-6, 4e-6)
+    f, _, *primals = call = cases((form or Form()).lines(TABLE), "float32", form)[name].call
+    np.testing.assert_allclose(jax.jit(f)(*primals), jitted(*call)[0], 4e-6, 4e-6)
 
 
-@pytest.mark.parametrize("run", [jitted, with_gradient], ids=["jit", "eager"])
+@runs
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "integer 2", "soft 2"])
 def test_legitimate_lines_are_clean(name: str, run: Callable[..., Any]):
     # Log-probabilities at T = 0 are beyond what float32 holds, and their slopes more so.
     lines = tuple(line for line in CLEAN if name != "log_softmax" or line.temperature)
-    columns, found = cases(lines, "float32")
+    problem = cases(lines, "float32")[name]
     with jax.debug_nans(True):
-        got = run(*found[name])
-    check(columns, name, got)
+        got = run(*problem.call)
+    check(problem, got)
+
+
+def check_clean(name: str, way: str, run: Callable[..., Any]) -> None:
+    # What all rows share may not be undefined.
+    lines = CLEAN if way == "hidden" else tuple(line for line in CLEAN if line.softmax[0] >= 0)
+    problem = hierarchical_case(name, lines, "float32", way)
+    assert problem.columns.defined.all()
+    with jax.debug_nans(True):
+        got = run(*problem.call)
+    check(problem, got)
+
+
+@one_head_each
+def test_legitimate_lines_are_clean_in_hierarchical_functions(name: str):
+    """So are the gradients of what all rows share, whatever the ignored ones hold."""
+    check_clean(name, "hidden", jitted)
+
+
+@pytest.mark.thin(100)
+@runs
+@every_head
+def test_legitimate_lines_are_clean_in_other_forms(name: str, way: str, run: Callable[..., Any]):
+    check_clean(name, way, run)
+
+
+@pytest.mark.thin(4)
+@pytest.mark.parametrize("name", HEADS)
+def test_no_lines(name: str):
+    problem = hierarchical_case(name, (), "float32", "hidden")
+    got = with_gradient(*problem.call)
+    assert got[0].shape == ((0, 3) if problem.kind == "log_softmax" else (0,))
+    assert got[1].shape == (0, 3)
+    assert not np.asarray(got[2]).any()
 
 
 @pytest.mark.parametrize(

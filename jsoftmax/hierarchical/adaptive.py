@@ -116,7 +116,10 @@ def _cross_entropy(
     cluster = sum((places >= end).astype(jnp.int32) for end in params.bounds[:-1])
     cluster = jnp.broadcast_to(jnp.asarray(cluster, jnp.int32), places.shape)
     entry = jnp.where(cluster > 0, params.bounds[0] + cluster - 1, places)
-    loss = cross_entropy(head_logits(x, params), entry)
+    logits = head_logits(x, params)
+    # A NaN of the head, times the gradient of 0 of a row that does not count, would reach it too.
+    logits = logits if ignored is None else jnp.where(row(ignored), 0, logits)
+    loss = cross_entropy(logits, entry)
     order = jnp.argsort(cluster)
     for i, kernel in enumerate(params.tail_kernels):
         # The rows of this cluster first, so that the others' tiles are skipped.

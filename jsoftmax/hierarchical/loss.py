@@ -180,7 +180,7 @@ def _loss(
     ignored = y == ignore_index if ignore_index is not None else None
     hidden, position = rows_and_positions(hidden, y, tree, ignored, nodes)
     rows, front, cost = along(tree, position)
-    loss = cost(some_scores(hidden, kernel, bias, rows, front)).reshape(y.shape)
+    loss = cost(counted(some_scores(hidden, kernel, bias, rows, front), ignored)).reshape(y.shape)
     return settled(loss, y, tree, weights, ignored, nodes)
 
 
@@ -200,6 +200,11 @@ def rows_and_positions(
         hidden = jnp.where(row(ignored), 0, hidden)
     ids = labels.reshape(-1) if nodes else tree.leaves.at[labels.reshape(-1)].get(mode="clip")
     return hidden.reshape(-1, hidden.shape[-1]), tree.position.at[ids].get(mode="clip")
+
+
+def counted(scores: Array, ignored: Array | None) -> Array:
+    """Scores `[n, some]`, 0 where ignored: 0 · NaN of a kernel or a bias would reach the gradients."""
+    return scores if ignored is None else jnp.where(row(ignored.reshape(-1)), 0, scores)
 
 
 def settled(

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jsoftmax import _checks
-from jsoftmax._numerics import by_rows, widened
+from jsoftmax._numerics import by_rows, row, widened
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._edges import along, hidden_gradient, some_scores, touched
-from jsoftmax.hierarchical.loss import checked, rows_and_positions, settled
+from jsoftmax.hierarchical.loss import checked, counted, rows_and_positions, settled
 from jsoftmax.hierarchical.tree import Tree
 
 
@@ -129,13 +129,15 @@ def _row_gradients(
     rows, front, cost = along(tree, position)
 
     def loss_of(scores: Array) -> Array:
-        return settled(cost(scores).reshape(y.shape), y, tree, class_weights, ignored, nodes)
+        loss = cost(counted(scores, ignored)).reshape(y.shape)
+        return settled(loss, y, tree, class_weights, ignored, nodes)
 
     scores = some_scores(vectors, kernel, bias, rows, front)
     loss, pull = jax.vjp(loss_of, scores)
     ct = jnp.broadcast_to(jnp.asarray(1 if weights is None else weights, loss.dtype), loss.shape)
     (ct,) = pull(ct)
     d_hidden = hidden_gradient(ct, kernel, rows, front).astype(hidden.dtype).reshape(hidden.shape)
+    d_hidden = d_hidden if ignored is None else jnp.where(row(ignored), 0, d_hidden)
     at, values = touched(ct, vectors, rows, front)
     if bias is not None:
         values = values, touched(ct, jnp.ones_like(vectors[:, :1]), rows, front)[1][:, 0]
