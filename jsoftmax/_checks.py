@@ -17,13 +17,52 @@ import numpy as np
 from jsoftmax._typing import Array, Axis, Shape
 
 
+def dtype_of(function: str, name: str, x: Any) -> Any:
+    """The dtype of a number or an array; refuses what has none.
+
+    A list has none: it would be a tree of numbers to `jit`, and a text or `None` is one to NumPy alone.
+    """
+    array = hasattr(x, "dtype") and hasattr(x, "shape") and not isinstance(x, type)
+    try:
+        if array or hasattr(x, "__jax_array__") or isinstance(x, int | float | complex):
+            return jnp.result_type(x)
+    except TypeError:
+        # An array of NumPy that holds no numbers.
+        pass
+    raise TypeError(
+        f"{function}: {name} must be a number or an array, got {_shown(x)}; make it one with "
+        "jnp.asarray."
+    )
+
+
+def _shown(x: Any) -> str:
+    """What was got, in few words: what is no array may be long, or hold traced values."""
+    if x is None or isinstance(x, str | int | float | complex | np.generic):
+        return repr(x)
+    if hasattr(x, "dtype") and hasattr(x, "shape"):
+        return f"{x.dtype}{list(x.shape)}"
+    return f"a {type(x).__name__}"
+
+
 def floating(function: str, name: str, x: Any) -> None:
     """Refuses what is not a real floating array."""
-    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+    dtype = dtype_of(function, name, x)
+    if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
-            f"{function}: {name} must have a floating dtype, got {jnp.result_type(x)}; "
+            f"{function}: {name} must have a floating dtype, got {dtype}; "
             f"convert with {name}.astype(jnp.float32)."
         )
+
+
+def floating_dtype(function: str, name: str, x: Any, remedy: str) -> None:
+    """Refuses what names no floating dtype."""
+    try:
+        dtype = jnp.dtype(x)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        got = repr(x) if dtype is None else dtype
+        raise TypeError(f"{function}: {name} must be a floating dtype, got {got}; {remedy}")
 
 
 def axes(function: str, axis: Axis | None, ndim: int) -> tuple[int, ...]:
@@ -88,11 +127,8 @@ def labels(function: str, logits: Shape, batch: Shape, y: Any, match: str | None
 
 
 def ignored(function: str, ignore_index: Any, indices: bool) -> None:
-    """Refuses an `ignore_index` that is no integer, or beside labels that are distributions."""
-    if ignore_index is None:
-        return
-    integer(function, "ignore_index", ignore_index)
-    if not indices:
+    """Refuses an `ignore_index` beside labels that are distributions."""
+    if ignore_index is not None and not indices:
         raise ValueError(
             f"{function}: ignore_index must be None for labels that are distributions, got "
             f"{ignore_index}; leave rows out with weighted_mean(losses, weights)."
@@ -103,10 +139,10 @@ def mask(function: str, x: Shape, where: Any, name: str = "logits") -> None:
     """Refuses a class mask that is not boolean or does not broadcast to the logits."""
     if where is None:
         return
-    if jnp.result_type(where) != jnp.bool_:
+    dtype = dtype_of(function, "where", where)
+    if dtype != jnp.bool_:
         raise TypeError(
-            f"{function}: where must have dtype bool, got {jnp.result_type(where)}; "
-            "convert with where != 0."
+            f"{function}: where must have dtype bool, got {dtype}; convert with where != 0."
         )
     broadcastable(function, "where", jnp.shape(where), x, name)
 
@@ -143,28 +179,56 @@ def scalar(function: str, name: str, x: Any) -> None:
 
 def number_like(function: str, name: str, x: Any) -> None:
     """Refuses what is not a real number or an array of them."""
-    dtype = None if isinstance(x, str) or x is None else jnp.result_type(x)
+    dtype = None if isinstance(x, str) or x is None else dtype_of(function, name, x)
     if dtype is None or not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
-        raise TypeError(f"{function}: {name} must be a real number, got {x!r}; pass a float.")
+        raise TypeError(f"{function}: {name} must be a real number, got {_shown(x)}; pass a float.")
+
+
+def weights(function: str, x: Any, batch: Shape, match: str) -> None:
+    """Refuses weights of rows that are not real or bool, or not one for each row."""
+    dtype = dtype_of(function, "weights", x)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{function}: weights must have a real or bool dtype, got {dtype}; take the real part."
+        )
+    if jnp.shape(x) != batch:
+        raise ValueError(
+            f"{function}: weights must have shape [*batch] = {list(batch)} {match}, "
+            f"got {list(jnp.shape(x))}; broadcast them explicitly."
+        )
 
 
 def integer(function: str, name: str, x: Any) -> None:
-    """Refuses what is not one integer."""
-    if isinstance(x, str | bool) or not jnp.issubdtype(jnp.result_type(x), jnp.integer) or jnp.shape(x):
-        raise TypeError(f"{function}: {name} must be an integer, got {x!r}; pass a Python int.")
+    """Refuses what is not one integer that is known before tracing."""
+    if isinstance(x, bool) or not isinstance(x, int | np.integer):
+        raise TypeError(f"{function}: {name} must be an integer, got {_shown(x)}; pass a Python int.")
+
+
+def flag(function: str, name: str, x: Any) -> None:
+    """Refuses what is neither true nor false, such as a text, which counts as true."""
+    if not isinstance(x, bool | np.bool_):
+        raise TypeError(f"{function}: {name} must be True or False, got {_shown(x)}; pass a bool.")
+
+
+def callback(function: str, name: str, x: Any, of: str) -> None:
+    """Refuses what cannot be called."""
+    if not callable(x):
+        raise TypeError(f"{function}: {name} must be a function of {of}, got {_shown(x)}; pass one.")
 
 
 def number(function: str, name: str, x: Any, holds: Callable[[Any], bool], rule: str) -> None:
     """Refuses a concrete Python or NumPy number out of range; arrays of JAX are left to NaN."""
-    if isinstance(x, bool | str):
+    if isinstance(x, bool | str | complex | np.complexfloating):
         raise TypeError(f"{function}: {name} must be a real number, got {x!r}; pass a float.")
     if isinstance(x, int | float | np.number) and not holds(x):
         raise ValueError(f"{function}: {name} must be {rule}, got {x}; choose a value in range.")
 
 
-def class_vector(function: str, name: str, shape: Shape, logits: Shape) -> None:
-    """Refuses a per-class array of another length."""
-    if shape != logits[-1:]:
+def class_vector(function: str, name: str, x: Any, logits: Shape, scalar: bool = False) -> None:
+    """Refuses what is not a real number for each class, or, if that will do, one for all."""
+    number_like(function, name, x)
+    shape = jnp.shape(x)
+    if shape != logits[-1:] and not (scalar and shape == ()):
         raise ValueError(
             f"{function}: {name} must have shape [classes] = {list(logits[-1:])} to match logits "
             f"{list(logits)}, got {list(shape)}; one value per class."
@@ -222,7 +286,7 @@ def known_vector(
 
 def key(function: str, x: Any) -> Array:
     """A key of `jax.random`, typed or raw; refuses anything else, several keys among them."""
-    keys = x if isinstance(x, jax.Array) else jnp.asarray(x)
+    keys = array(function, "key", x)
     typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
     if not typed and keys.dtype != jnp.uint32:
         raise TypeError(
@@ -257,6 +321,33 @@ def unless_neutral(x: Any, neutral: float) -> Any:
     return None if isinstance(x, int | float) and x == neutral else x
 
 
-def array(x: Any) -> Array:
-    """An array of JAX from whatever NumPy or JAX takes, tracers left as they are."""
-    return x if isinstance(x, jax.Array) else jnp.asarray(x)
+def array(function: str, name: str, x: Any) -> Array:
+    """An array of JAX from whatever NumPy or JAX takes, tracers left as they are; refuses the rest."""
+    if isinstance(x, jax.Array):
+        return x
+    try:
+        # A text is an array to NumPy alone; JAX would look for a dtype of that name.
+        return jnp.asarray(np.asarray(x) if isinstance(x, str) else _held(on_host(x)))
+    except (TypeError, ValueError) as misfit:
+        raise TypeError(
+            f"{function}: {name} must be an array of numbers, got {_shown(x)}; pass an array of JAX or "
+            "NumPy."
+        ) from misfit
+
+
+def on_host(x: Any) -> Any:
+    """Python integers, or lists of them, in a dtype of NumPy that holds them; else `x`."""
+    leaves = jax.tree.leaves(x) if isinstance(x, list | tuple | int) else []
+    whole = [isinstance(leaf, int | np.integer) and not isinstance(leaf, bool) for leaf in leaves]
+    return np.asarray(x) if whole and all(whole) else x
+
+
+def _held(x: Any) -> Any:
+    """Integers wider than those of JAX at the ends of its range.
+
+    A label that is out of range stays so: a cast would wrap it to one that is not.
+    """
+    if not isinstance(x, np.ndarray | np.generic) or x.dtype.kind not in "iu":
+        return x
+    info = jnp.iinfo(jax.dtypes.canonicalize_dtype(x.dtype))
+    return x if info.bits >= jnp.iinfo(x.dtype).bits else np.clip(x, info.min, info.max)

@@ -1,12 +1,16 @@
 """Where a row's label is among its classes, and what becomes of a row whose label is no class.
 
-Imports `_walks`, `_numerics`.
+Imports `_walks`, `_numerics`, `_checks`.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jsoftmax._numerics import nan_unless, row, sharded_like, wide
+from jsoftmax import _checks
+from jsoftmax._numerics import nan_unless, row, sharded_like, wide, widened
 from jsoftmax._typing import Array
 from jsoftmax._walks import maximum, total
 
@@ -14,6 +18,60 @@ from jsoftmax._walks import maximum, total
 def are_indices(labels: Array) -> bool:
     """Whether labels are class indices, not distributions."""
     return jnp.issubdtype(labels.dtype, jnp.integer)
+
+
+def comparable(function: str, labels: Any, ignore_index: Any) -> tuple[Array, Any]:
+    """Labels and the one to ignore, so that as int32 they are equal where they were equal before.
+
+    `widened` leaves what int32 does not hold at the ends of its range, where two labels, or a label and
+    the index, may meet. Where they could, the rows to ignore are found here, and get a label that no
+    other row has.
+    """
+    y = _checks.array(function, "labels", labels)
+    if ignore_index is None:
+        return y, None
+    index = _one_index(function, ignore_index)
+    if not are_indices(y):
+        return y, index
+    given = _checks.on_host(labels)
+    given = given if isinstance(given, np.ndarray | np.generic) else y
+    fits, known = jnp.iinfo(jnp.int32), jnp.iinfo(given.dtype)
+    low, high = (index, index) if isinstance(index, int) else _ends(index)
+    exact = fits.min <= known.min and known.max <= fits.max and fits.min <= low and high <= fits.max
+    if exact or (fits.min < low and high < fits.max):
+        return y, index if isinstance(index, int) else index.astype(jnp.int32)
+    others = jnp.maximum(widened(y), fits.min + 1)
+    return jnp.where(_equal(given, y, index), fits.min, others), fits.min
+
+
+def _one_index(function: str, x: Any) -> Any:
+    """An integer as Python's, or as an array of JAX if it is one; refuses anything else."""
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.integer) and x.shape == ():
+        return x
+    x = x[()] if isinstance(x, np.ndarray) and x.shape == () else x
+    _checks.integer(function, "ignore_index", x)
+    return int(x)
+
+
+def _ends(x: Any) -> tuple[int, int]:
+    info = jnp.iinfo(x.dtype)
+    return int(info.min), int(info.max)
+
+
+def _equal(given: Any, y: Array, index: Any) -> Any:
+    """Where labels, given and as an array of JAX, are the index, whatever the dtypes: nothing wraps."""
+    if isinstance(index, int):
+        low, high = _ends(given)
+        inside = low <= index <= high
+        return (given == given.dtype.type(index if inside else 0)) & inside
+    (low, high), (least, most) = _ends(y), _ends(index)
+    equal = y == index.astype(y.dtype)
+    equal = equal & (index >= low) if least < low else equal
+    equal = equal & (index <= high) if most > high else equal
+    if isinstance(given, jax.Array):
+        return equal
+    # What JAX has no dtype for is in `y` at the end of its range, and not there.
+    return equal & np.asarray((given >= low) & (given <= high))
 
 
 def first_largest(v: Array, axis_name: str | None) -> Array:

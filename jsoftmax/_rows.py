@@ -70,7 +70,7 @@ def checked(
     function: str, x: ArrayLike, axis: Axis | None, where: ArrayLike | None
 ) -> tuple[Array, tuple[int, ...]]:
     """The array and the class axes of a map, its arguments checked."""
-    array = _checks.array(x)
+    array = _checks.array(function, "x", x)
     _checks.floating(function, "x", array)
     _checks.mask(function, array.shape, where, "x")
     return array, _checks.axes(function, axis, array.ndim)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._labels import are_indices, at_label, first_largest, num_classes, settle
+from jsoftmax._labels import are_indices, at_label, comparable, first_largest, num_classes, settle
 from jsoftmax._numerics import accumulator, nan_unless, row, scaled, widened
 from jsoftmax._rows import all_masked, batch_of, checked_temperature, classes_last, row_temperature
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
@@ -97,13 +97,13 @@ def cross_entropy(
         PaLM, 2022 (z-loss).
     """
     name = "cross_entropy"
-    logits, labels, axes = _checked(name, logits, labels, axis, where, ignore_index)
+    logits, labels, axes, ignore_index = _checked(name, logits, labels, axis, where, ignore_index)
     transform = joined_transforms(name, transform, softcap)
     batch = batch_of(logits.shape, axes)
     smoothing, z_coefficient = loss_numbers(name, label_smoothing, z_loss)
     if class_weights is not None:
         shape = (*batch, _classes(logits.shape, axes))
-        _checks.class_vector(name, "class_weights", jnp.shape(class_weights), shape)
+        _checks.class_vector(name, "class_weights", class_weights, shape)
     return row_losses(
         logits,
         labels,
@@ -171,7 +171,7 @@ def row_stats(
         Fenchel-Young losses, 2020.
     """
     name = "row_stats"
-    logits, labels, axes = _checked(name, logits, labels, axis, where, ignore_index)
+    logits, labels, axes, ignore_index = _checked(name, logits, labels, axis, where, ignore_index)
     transform = joined_transforms(name, transform, softcap)
     return statistics_of_rows(
         logits,
@@ -330,14 +330,15 @@ def rows(
 
 def _checked(
     name: str, logits: ArrayLike, labels: ArrayLike, axis: Axis, where: Any, ignore_index: Any
-) -> tuple[Array, Array, tuple[int, ...]]:
-    z, y = _checks.array(logits), _checks.array(labels)
+) -> tuple[Array, Array, tuple[int, ...], Any]:
+    z = _checks.array(name, "logits", logits)
+    y, ignore_index = comparable(name, labels, ignore_index)
     _checks.floating(name, "logits", z)
     axes = _checks.axes(name, axis, z.ndim)
     indices = _checks.labels(name, z.shape, batch_of(z.shape, axes), y)
     _checks.mask(name, z.shape, where)
     _checks.ignored(name, ignore_index, indices)
-    return z, y, axes
+    return z, y, axes, ignore_index
 
 
 def _classes(shape: Shape, axes: tuple[int, ...]) -> int:

@@ -53,13 +53,10 @@ def weighted_mean(
     References:
         The defect it avoids: huggingface/transformers issue 34242, gradient accumulation.
     """
-    array = _checks.array(values)
+    array = _checks.array("weighted_mean", "values", values)
     _checks.floating("weighted_mean", "values", array)
-    if weights is not None and jnp.shape(weights) != array.shape:
-        raise ValueError(
-            f"weighted_mean: weights must have shape [*batch] = {list(array.shape)} like values, "
-            f"got {list(jnp.shape(weights))}; broadcast them explicitly."
-        )
+    if weights is not None:
+        _checks.weights("weighted_mean", weights, array.shape, "like values")
     if denominator is not None:
         _checks.scalar("weighted_mean", "denominator", denominator)
     return _weighted_mean(array, weights, denominator, axis_name)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._numerics import nan_unless, row, safe_temperature
 from jsoftmax._pytrees import register
-from jsoftmax._typing import Array, ArrayLike
+from jsoftmax._typing import Array, ArrayLike, Shape
 
 
 class LogitTransform(abc.ABC):
@@ -79,7 +79,7 @@ class Temperature(LogitTransform):
         _checks.number("Temperature", "value", self.value, lambda t: t >= 0, "at least 0")
 
     def __call__(self, logits: Array, target: Array | None = None) -> Array:
-        return logits / safe_temperature(_per_row(self.value, logits))
+        return logits / safe_temperature(_per_row("Temperature", "value", self.value, logits))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Softcap(LogitTransform):
         _checks.number("Softcap", "cap", self.cap, lambda c: 0 < c < math.inf, "positive and finite")
 
     def __call__(self, logits: Array, target: Array | None = None) -> Array:
-        cap = _per_row(self.cap, logits)
+        cap = _per_row("Softcap", "cap", self.cap, logits)
         cap = cap * nan_unless(cap > 0, cap.dtype)
         # Beyond these bounds tanh is ±1; at ±inf its derivative 0 would meet an infinite quotient.
         return cap * jnp.tanh(jnp.clip(logits, -50 * cap, 50 * cap) / cap)
@@ -147,10 +147,11 @@ class LogitAdjustment(LogitTransform):
     scale: ArrayLike = 1.0
 
     def __call__(self, logits: Array, target: Array | None = None) -> Array:
+        _checks.class_vector("LogitAdjustment", "log_prior", self.log_prior, logits.shape)
         prior = jnp.asarray(self.log_prior, logits.dtype)
-        _checks.class_vector("LogitAdjustment", "log_prior", prior.shape, logits.shape)
         possible = ~(prior == -jnp.inf)
-        adjusted = logits + _per_row(self.scale, logits) * jnp.where(possible, prior, 0)
+        scale = _per_row("LogitAdjustment", "scale", self.scale, logits)
+        adjusted = logits + scale * jnp.where(possible, prior, 0)
         return jnp.where(possible, adjusted, -jnp.inf)
 
 
@@ -200,7 +201,7 @@ class Margin(LogitTransform):
     def __call__(self, logits: Array, target: Array | None = None) -> Array:
         if target is None:
             raise ValueError("Margin: needs labels, use it in cross_entropy or row_stats.")
-        margin = _per_row(self.margin, logits)
+        margin = _per_row("Margin", "margin", self.margin, logits)
         if self.kind == "additive":
             turn = -margin
         else:
@@ -212,7 +213,7 @@ class Margin(LogitTransform):
             turn = jnp.where(cosine > -jnp.cos(margin), turned, continued) - logits
         # Not the difference of two scores that may be infinite.
         chosen = jnp.where(target > 0, logits + target * turn, logits)
-        return _per_row(self.scale, logits) * chosen
+        return _per_row("Margin", "scale", self.scale, logits) * chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +265,31 @@ def check_transform(function: str, transform: Any) -> None:
         )
 
 
-def _per_row(value: ArrayLike, logits: Array) -> Array:
+def check_numbers(transform: LogitTransform | None, logits: Shape) -> None:
+    """Refuses arrays of these transforms that do not fit logits `[*batch, classes]`.
+
+    For where a transform gets a few rows of those at a time, and cannot tell.
+    """
+    if isinstance(transform, Chain):
+        for part in transform.transforms:
+            check_numbers(part, logits)
+    for kind, fields in _ROW_FIELDS.items():
+        for field in fields if isinstance(transform, kind) else ():
+            _checks.per_row(kind.__name__, field, getattr(transform, field), logits[:-1])
+    if isinstance(transform, LogitAdjustment):
+        _checks.class_vector("LogitAdjustment", "log_prior", transform.log_prior, logits)
+
+
+# What is one number for all rows, or one for each.
+_ROW_FIELDS: dict[type[LogitTransform], tuple[str, ...]] = {
+    Temperature: ("value",),
+    Softcap: ("cap",),
+    LogitAdjustment: ("scale",),
+    Margin: ("margin", "scale"),
+}
+
+
+def _per_row(kind: str, field: str, value: ArrayLike, logits: Array) -> Array:
+    _checks.per_row(kind, field, value, logits.shape[:-1])
     value = jnp.asarray(value, logits.dtype)
     return row(value) if value.ndim else value

@@ -81,7 +81,7 @@ ERRORS = [
     (
         lambda: adaptive_init(jax.random.key(0), 8, 10, (2,), dtype=jnp.int32),
         TypeError,
-        "adaptive_init: dtype must be floating, got int32; choose jnp.float32 or another.",
+        "adaptive_init: dtype must be a floating dtype, got int32; choose jnp.float32 or another.",
     ),
     (
         lambda: adaptive_init(jax.random.key(0), 8, 10, (2,), counts=np.ones(9)),

@@ -141,7 +141,7 @@ def placed(case: Case, on: Mesh, rows: str | None, classes: str | None) -> Input
 
 def leave_out_keys_of_rows(case: Case) -> None:
     if "key" in case.inputs() and jax.__version_info__ < (0, 10):
-        pytest.skip(reason="before jax 0.10 jax.random.bits fails under vmap of keys on an explicit mesh")
+        pytest.skip(reason="before jax 0.10 random.bits fails under vmap of keys on an explicit mesh")
 
 
 @pytest.mark.thin(8)

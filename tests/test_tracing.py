@@ -97,6 +97,18 @@ NUMBERS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+DRAWS = ["gumbel_softmax", "straight_through", "rao_blackwell_gumbel_softmax", "reinmax"]
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_temperature_of_1_does_not_recompile(name: str):
+    """A schedule ends at 1, the default, which is no number of its own."""
+    draw, key, z = getattr(jsoftmax.sampling, name), jax.random.key(0), jnp.zeros((2, 3))
+    draw(key, z, 0.5)
+    assert compiled_by(lambda: draw(key, z, 1.0)) == 0
+    assert compiled_by(lambda: draw(key, z)) == 0
+
+
 @pytest.mark.parametrize("name", NUMBERS)
 def test_python_numbers_do_not_recompile(name: str):
     """A number that a schedule makes in Python, passed to the eager function."""

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._labels import at_label, settle
+from jsoftmax._labels import at_label, comparable, settle
 from jsoftmax._numerics import by_rows, row, scaled, wide, widened
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.dense import cross_entropy
@@ -74,7 +74,7 @@ def adaptive_cross_entropy(
     """
     name = "adaptive_cross_entropy"
     hidden, batch = checked(name, hidden, params)
-    labels = _checks.array(labels)
+    labels, ignore_index = comparable(name, labels, ignore_index)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(
             f"{name}: labels must be class indices of an integer dtype, got {labels.dtype}; "
@@ -86,11 +86,8 @@ def adaptive_cross_entropy(
             f"{list(hidden.shape)}, got {list(labels.shape)}; pass one class index per row."
         )
     if class_weights is not None:
-        _checks.number_like(name, "class_weights", class_weights)
         shape = (*batch, params.num_classes)
-        _checks.class_vector(name, "class_weights", jnp.shape(class_weights), shape)
-    if ignore_index is not None:
-        _checks.integer(name, "ignore_index", ignore_index)
+        _checks.class_vector(name, "class_weights", class_weights, shape)
     return _cross_entropy(hidden, params, labels, class_weights, ignore_index)
 
 
@@ -182,7 +179,7 @@ def _log_softmax(hidden: Array, params: AdaptiveParams) -> Array:
 
 def checked(name: str, hidden: ArrayLike, params: Any) -> tuple[Array, tuple[int, ...]]:
     """The hidden rows as an array and their batch, if they fit the parameters."""
-    x = _checks.array(hidden)
+    x = _checks.array(name, "hidden", hidden)
     _checks.floating(name, "hidden", x)
     if not isinstance(params, AdaptiveParams):
         raise TypeError(

@@ -128,7 +128,7 @@ def adaptive_sample(key: ArrayLike, hidden: ArrayLike, params: AdaptiveParams) -
     Gradient: none; the ids are integers.
 
     Raises:
-        TypeError: If `hidden` is not floating.
+        TypeError: If `key` is no key or `hidden` not floating.
         ValueError: If its features are not those of `params`.
 
     Examples:
@@ -141,13 +141,14 @@ def adaptive_sample(key: ArrayLike, hidden: ArrayLike, params: AdaptiveParams) -
     References:
         Devroye, Non-Uniform Random Variate Generation, 1986, section III.2 (inversion).
     """
+    keys = _checks.key("adaptive_sample", key)
     hidden, _ = checked("adaptive_sample", hidden, params)
-    return _sample(hidden, key, params)
+    return _sample(hidden, keys, params)
 
 
 @jax.jit
 @by_rows
-def _sample(hidden: Array, key: ArrayLike, params: AdaptiveParams) -> Array:
+def _sample(hidden: Array, key: Array, params: AdaptiveParams) -> Array:
     shortlist = params.bounds[0]
     x = in_one_dtype(hidden, params)
     uniforms = jax.random.uniform(key, (*x.shape[:-1], 4), x.dtype)

@@ -131,7 +131,8 @@ def adaptive_init(
     Gradient: none; initialization.
 
     Raises:
-        TypeError: If a size is not an integer or `dtype` not floating.
+        TypeError: If `key` is no key, a size or cutoff not an integer, `dtype` not floating, or
+            counts are not real.
         ValueError: If cutoffs, counts or division are out of range, or a cluster is left without
             features.
 
@@ -149,10 +150,9 @@ def adaptive_init(
     _positive(name, "num_features", num_features)
     _positive(name, "num_classes", num_classes)
     _checks.number(name, "division", division, lambda d: 1 <= d < math.inf, "at least 1")
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(
-            f"{name}: dtype must be floating, got {jnp.dtype(dtype)}; choose jnp.float32 or another."
-        )
+    _checks.flag(name, "head_bias", head_bias)
+    _checks.floating_dtype(name, "dtype", dtype, "choose jnp.float32 or another.")
+    key = _checks.key(name, key)
     ranking = None
     if counts is not None:
         counts = _counts(name, counts, num_classes)
@@ -234,7 +234,7 @@ def adaptive_cutoffs(
         Grave et al., Efficient softmax approximation for GPUs, 2017, section 4.2.
     """
     name = "adaptive_cutoffs"
-    counts = _counts(name, counts, np.size(counts))
+    counts = _counts(name, counts, None)
     for option, size in (("num_features", num_features), ("batch_size", batch_size)):
         _positive(name, option, size)
     _positive(name, "max_clusters", max_clusters)
@@ -276,8 +276,11 @@ def _positive(name: str, option: str, x: Any) -> None:
     _checks.number(name, option, x, lambda n: n >= 1, "at least 1")
 
 
-def _counts(name: str, counts: Any, classes: int) -> np.ndarray:
-    found = np.asarray(counts, np.float64)
+def _counts(name: str, counts: Any, classes: int | None) -> np.ndarray:
+    found = _checks.known_vector(name, "counts", counts, "class", "classes", "parameters")
+    _checks.number_like(name, "counts", found)
+    found = found.astype(np.float64)
+    classes = found.size if classes is None else classes
     if found.shape != (classes,) or not classes:
         raise ValueError(
             f"{name}: counts must have shape [classes] = [{classes}], got {list(found.shape)}; "
@@ -292,6 +295,10 @@ def _counts(name: str, counts: Any, classes: int) -> np.ndarray:
 
 
 def _cutoffs(name: str, cutoffs: Sequence[int], classes: int) -> tuple[int, ...]:
+    if not isinstance(cutoffs, Sequence | np.ndarray) or isinstance(cutoffs, str):
+        raise TypeError(
+            f"{name}: cutoffs must be a sequence of integers, got {cutoffs!r}; pass a tuple of them."
+        )
     for cutoff in cutoffs:
         _checks.integer(name, "cutoffs", cutoff)
     found = tuple(int(cutoff) for cutoff in cutoffs)

@@ -118,6 +118,7 @@ def top_k(
             raise ValueError(
                 f"{name}: beam must be at least 1, got {beam}; leave it out for a default."
             )
+    _checks.flag(name, "exact", exact)
     width = max(k, _CANDIDATES // max(tree.widths)) if beam is None else beam
     return _top_k(h, kernel, tree, node_bias, k=int(k), width=int(width), exact=bool(exact))
 

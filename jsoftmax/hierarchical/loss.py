@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._labels import are_indices, at_label, settle
+from jsoftmax._labels import are_indices, at_label, comparable, settle
 from jsoftmax._numerics import accumulator, by_rows, row, scaled, widened
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._edges import all_scores, along, descend, everywhere, some_scores
@@ -75,9 +75,9 @@ def hierarchical_cross_entropy(
         al., Distributed representations of words and phrases, 2013.
     """
     name = "hierarchical_cross_entropy"
+    labels, ignore_index = comparable(name, labels, ignore_index)
     h, kernel, y = checked(name, hidden, node_kernel, labels, tree, node_bias, class_weights, nodes)
     if ignore_index is not None:
-        _checks.integer(name, "ignore_index", ignore_index)
         remedy = (
             "ignore_index is for class indices, leave rows out with weighted_mean(losses, weights)."
         )
@@ -227,7 +227,8 @@ def checked(
     nodes: bool = False,
 ) -> tuple[Array, Array, Array]:
     """The arguments as arrays, once all that is static about them fits."""
-    h, kernel = _checks.array(hidden), _checks.array(node_kernel)
+    h = _checks.array(name, "hidden", hidden)
+    kernel = _checks.array(name, "node_kernel", node_kernel)
     check_tree(name, tree)
     _checks.rows_of(
         name, "hidden", h, "node_kernel", kernel, "[tree.num_rows, features]", tree.num_rows
@@ -238,7 +239,8 @@ def checked(
         _checks.vector(name, "class_weights", class_weights, "classes", tree.num_classes)
     if labels is None:
         return h, kernel, h
-    y, batch = _checks.array(labels), h.shape[:-1]
+    y, batch = _checks.array(name, "labels", labels), h.shape[:-1]
+    _checks.flag(name, "nodes", nodes)
     soft = (*batch, tree.num_nodes if nodes else tree.num_classes)
     indices = _checks.labels(name, soft, batch, y, f"hidden {list(h.shape)}")
     if nodes and (class_weights is not None or not indices):

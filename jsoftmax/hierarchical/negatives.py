@@ -121,6 +121,7 @@ def draw_negatives(
             f"{type(proposal).__name__} {what}; see hierarchical.Proposal."
         )
     _checks.integer(name, "num_samples", num_samples)
+    _checks.flag(name, "replace", replace)
     most = math.inf if replace else proposal.num_classes
     if not 1 <= num_samples <= most:
         bound = "at least 1" if replace else f"in [1, classes] = [1, {most}] without replacement"

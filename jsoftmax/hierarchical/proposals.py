@@ -254,7 +254,7 @@ def _alias_table(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _known(ids: ArrayLike, classes: int) -> tuple[Array, Array]:
-    ids = widened(_checks.array(ids))
+    ids = widened(_checks.array("log_prob", "ids", ids))
     known = (ids >= 0) & (ids < classes)
     return known, jnp.where(known, ids, 0)
 

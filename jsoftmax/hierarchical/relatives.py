@@ -3,7 +3,7 @@
 A softmax knows no likeness of its classes, a tree does. Both functions need only how many edges the
 ways to two leaves share.
 
-Imports `_edges`, `tree`, `maps`, `_numerics`, `_checks`.
+Imports `_edges`, `tree`, `maps`, `_labels`, `_numerics`, `_checks`.
 """
 
 import functools
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._labels import comparable
 from jsoftmax._numerics import by_rows, nan_unless, row, widened
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._edges import descend, path
@@ -55,6 +56,7 @@ def tree_distance(a: ArrayLike, b: ArrayLike, tree: Tree, *, nodes: bool = False
     """
     name = "tree_distance"
     check_tree(name, tree)
+    _checks.flag(name, "nodes", nodes)
     x, y = _indices(name, "a", a), _indices(name, "b", b)
     if x.shape != y.shape:
         raise ValueError(
@@ -112,13 +114,12 @@ def smooth_over_tree(
     """
     name = "smooth_over_tree"
     check_tree(name, tree)
+    labels, ignore_index = comparable(name, labels, ignore_index)
     y = _indices(name, "labels", labels)
     _checks.per_row(name, "smoothing", smoothing, y.shape)
     _checks.number(name, "smoothing", smoothing, lambda e: 0 <= e <= 1, "in [0, 1]")
     _checks.per_row(name, "decay", decay, y.shape)
     _checks.number(name, "decay", decay, lambda d: 0 <= d < math.inf, "in [0, inf)")
-    if ignore_index is not None:
-        _checks.integer(name, "ignore_index", ignore_index)
     return _smooth_over_tree(y, tree, smoothing, decay, ignore_index)
 
 
@@ -169,7 +170,7 @@ def _position(tree: Tree, ids: Array, nodes: bool) -> Array:
 
 
 def _indices(function: str, name: str, x: ArrayLike) -> Array:
-    array = _checks.array(x)
+    array = _checks.array(function, name, x)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"{function}: {name} must have an integer dtype, got {array.dtype}; convert with "

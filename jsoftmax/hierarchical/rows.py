@@ -4,7 +4,7 @@ A dense gradient of a million rows costs a hundred times the step itself. Here a
 that it read and a share of the gradient for each; a row that several examples read comes several
 times, and the shares add up.
 
-Imports `loss`, `_edges`, `tree`, `_numerics`, `_checks`.
+Imports `loss`, `_edges`, `tree`, `_labels`, `_numerics`, `_checks`.
 """
 
 import functools
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jsoftmax import _checks
+from jsoftmax._labels import comparable
 from jsoftmax._numerics import by_rows, row, widened
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._edges import along, hidden_gradient, some_scores, touched
@@ -93,10 +94,9 @@ def row_gradients(
         Mikolov et al., Distributed representations of words and phrases, 2013.
     """
     name = "row_gradients"
+    labels, ignore_index = comparable(name, labels, ignore_index)
     h, kernel, y = checked(name, hidden, node_kernel, labels, tree, node_bias, class_weights, nodes)
     _checks.indices_only(name, "labels", y, "give every row one class.")
-    if ignore_index is not None:
-        _checks.integer(name, "ignore_index", ignore_index)
     if weights is not None:
         _checks.per_row(name, "weights", weights, y.shape)
     return _row_gradients(
@@ -173,15 +173,23 @@ def apply_row_updates(node_kernel: Any, rows: ArrayLike, updates: Any) -> Any:
     References:
         The sparse updates of Mikolov et al., 2013, as a pure function.
     """
-    at = _checks.array(rows)
+    name = "apply_row_updates"
+    at = _checks.array(name, "rows", rows)
     if not jnp.issubdtype(at.dtype, jnp.integer) or at.ndim != 1:
         raise TypeError(
             f"apply_row_updates: rows must be integers [touched], got {at.dtype}{list(at.shape)}; "
             "pass those that row_gradients returned."
         )
 
+    trees = jax.tree.structure(node_kernel), jax.tree.structure(updates)
+    if trees[0] != trees[1]:
+        raise ValueError(
+            f"{name}: updates must be a pytree like node_kernel, {trees[0]}, got {trees[1]}; give each "
+            "array of node_kernel its updates."
+        )
+
     def add(x: Any, update: Any) -> Array:
-        x, update = _checks.array(x), _checks.array(update)
+        x, update = _checks.array(name, "node_kernel", x), _checks.array(name, "updates", update)
         if update.shape != (*at.shape, *x.shape[1:]):
             raise ValueError(
                 f"apply_row_updates: updates must have shape [touched, features] = "

@@ -4,7 +4,7 @@ Negatives are drawn once for a whole batch, and drawn before the loss is called:
 which rows of the kernel it reads. The scores of a batch against shared negatives are one matmul; own
 negatives for each row would be a gather of batch · samples rows. `jax.vmap` over keys gives those.
 
-Imports `_sampled`, `negatives`, `rows`, `maps`, `_numerics`, `_checks`.
+Imports `_sampled`, `negatives`, `rows`, `maps`, `_labels`, `_numerics`, `_checks`.
 """
 
 import functools
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._labels import comparable
 from jsoftmax._numerics import by_rows
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._sampled import as_floats, gathered, loss_of_rows, rows_read, scores_of_drawn
@@ -92,7 +93,7 @@ def sampled_cross_entropy(
     """
     given = (hidden, class_kernel, labels, negatives, bias, class_weights)
     args = _checked("sampled_cross_entropy", given, ignore_index)
-    options = {"hits": not remove_accidental_hits, "corrected": log_q_correction}
+    options = _options("sampled_cross_entropy", remove_accidental_hits, log_q_correction)
     return _loss(*args, objective="cross_entropy", **options)
 
 
@@ -158,7 +159,7 @@ def noise_contrastive_loss(
     """
     given = (hidden, class_kernel, labels, negatives, bias, class_weights)
     args = _checked("noise_contrastive_loss", given, ignore_index)
-    options = {"hits": not remove_accidental_hits, "corrected": log_q_correction}
+    options = _options("noise_contrastive_loss", remove_accidental_hits, log_q_correction)
     return _loss(*args, objective="noise_contrastive", **options)
 
 
@@ -208,7 +209,7 @@ def sampled_log_normalizer(
         sketches, 2008.
     """
     h, kernel, *_ = _checked(
-        "sampled_log_normalizer", (hidden, class_kernel, None, negatives, bias, None), None
+        "sampled_log_normalizer", (hidden, class_kernel, None, negatives, bias, None), None, False
     )
     return _log_normalizer(h, kernel, bias, negatives)
 
@@ -286,9 +287,8 @@ def sampled_row_gradients(
     if weights is not None:
         _checks.per_row(name, "weights", weights, args[3].shape)
     removed = objective == "cross_entropy" if remove_accidental_hits is None else remove_accidental_hits
-    return _row_gradients(
-        *args, weights, objective=objective, hits=not removed, corrected=log_q_correction
-    )
+    options = _options(name, removed, log_q_correction)
+    return _row_gradients(*args, weights, objective=objective, **options)
 
 
 @functools.partial(jax.jit, static_argnames=_OPTIONS)
@@ -349,7 +349,15 @@ def _log_normalizer(hidden: Array, kernel: Array, bias: Array | None, negatives:
     return logsumexp(logits, where=possible)
 
 
-def _checked(name: str, given: tuple[Any, ...], ignore_index: Any) -> tuple[Any, ...]:
+def _options(name: str, removed: Any, corrected: Any) -> dict[str, bool]:
+    _checks.flag(name, "remove_accidental_hits", removed)
+    _checks.flag(name, "log_q_correction", corrected)
+    return {"hits": not removed, "corrected": bool(corrected)}
+
+
+def _checked(
+    name: str, given: tuple[Any, ...], ignore_index: Any, labelled: bool = True
+) -> tuple[Any, ...]:
     """The arguments as the functions under `jit` take them, once all that is static fits."""
     hidden, class_kernel, labels, negatives, bias, class_weights = given
     if not isinstance(negatives, Negatives):
@@ -357,21 +365,17 @@ def _checked(name: str, given: tuple[Any, ...], ignore_index: Any) -> tuple[Any,
             f"{name}: negatives must be Negatives, got {type(negatives).__name__}; make them with "
             "draw_negatives."
         )
-    h, kernel, classes = (
-        _checks.array(hidden),
-        _checks.array(class_kernel),
-        negatives.proposal.num_classes,
-    )
+    h, classes = _checks.array(name, "hidden", hidden), negatives.proposal.num_classes
+    kernel = _checks.array(name, "class_kernel", class_kernel)
     _checks.rows_of(name, "hidden", h, "class_kernel", kernel, "[classes, features]", classes)
     for option, value in (("bias", bias), ("class_weights", class_weights)):
         if value is not None:
             _checks.floating(name, option, value)
             _checks.vector(name, option, value, "classes", classes)
-    if labels is None:
+    if not labelled:
         return h, kernel, bias, labels, class_weights, negatives, ignore_index
-    y, batch = _checks.array(labels), h.shape[:-1]
+    y, ignore_index = comparable(name, labels, ignore_index)
+    batch = h.shape[:-1]
     _checks.labels(name, (*batch, classes), batch, y, f"hidden {list(h.shape)}")
     _checks.indices_only(name, "labels", y, "give every row one class.")
-    if ignore_index is not None:
-        _checks.integer(name, "ignore_index", ignore_index)
     return h, kernel, bias, y, class_weights, negatives, ignore_index

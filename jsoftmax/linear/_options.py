@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._labels import are_indices, num_classes
+from jsoftmax._labels import are_indices, comparable, num_classes
 from jsoftmax._numerics import exponentials, row, shift, widened
 from jsoftmax._rows import masked
 from jsoftmax._typing import Array, ArrayLike, Shape
 from jsoftmax._walks import maximum, total
 from jsoftmax.dense import joined_transforms
 from jsoftmax.linear._walk import logits_of
-from jsoftmax.transforms import LogitTransform
+from jsoftmax.transforms import LogitTransform, check_numbers
 
 # What is one number per row in the transforms of this package, where it is an array.
 _ROW_FIELDS = ("value", "cap", "scale", "margin")
@@ -116,18 +116,23 @@ def checked_labels(
     labels: ArrayLike | tuple[ArrayLike, ArrayLike],
     where: Any,
     ignore_index: Any,
-) -> Array | Teacher:
-    """Labels that fit the product, and so the mask; refuses others."""
+) -> tuple[Array | Teacher, Any]:
+    """Labels that fit the product, and so the mask, and the one to ignore; refuses others."""
     batch, classes = hidden.shape[:-1], kernel.shape[1]
     match = f"hidden {list(hidden.shape)} and kernel {list(kernel.shape)}"
     _checks.mask(name, (*batch, classes), where, "hidden @ kernel")
     if isinstance(labels, tuple):
         _checks.ignored(name, ignore_index, indices=False)
-        return _checked_teacher(name, labels, batch, classes, match)
-    y = _checks.array(labels)
+        return _checked_teacher(name, labels, batch, classes, match), None
+    if isinstance(labels, list) and any(getattr(x, "ndim", 0) > 1 for x in labels):
+        raise TypeError(
+            f"{name}: labels must be one array or a teacher's (hidden, kernel), got a list; make it a "
+            "tuple."
+        )
+    y, ignore_index = comparable(name, labels, ignore_index)
     indices = _checks.labels(name, (*batch, classes), batch, y, match)
     _checks.ignored(name, ignore_index, indices)
-    return y
+    return y, ignore_index
 
 
 def _checked_teacher(name: str, labels: Any, batch: Shape, classes: int, match: str) -> Teacher:
@@ -136,7 +141,7 @@ def _checked_teacher(name: str, labels: Any, batch: Shape, classes: int, match: 
             f"{name}: labels must be one array or a teacher's (hidden, kernel), got {len(labels)} "
             "values; leave out the bias, or add it as a column of the kernel."
         )
-    given = Teacher(*map(_checks.array, labels))
+    given = Teacher(*(_checks.array(name, f"labels[{i}]", x) for i, x in enumerate(labels)))
     for i, array in enumerate(given):
         _checks.floating(name, f"labels[{i}]", array)
     features = list(given.hidden.shape[-1:])
@@ -155,6 +160,8 @@ def checked_transform(
 ) -> LogitTransform | None:
     """The transform and softcap as one; refuses arrays that could be of rows or of classes."""
     joined = joined_transforms(name, transform, softcap)
+    # Here, since a chunk or a block may have as many rows or classes as a wrong array has numbers.
+    check_numbers(joined, (*batch, classes))
     for path, leaf in jax.tree.leaves_with_path(joined):
         field = getattr(path[-1], "name", None)
         if batch == (classes,) and _is_per_row(path, leaf, batch) and field not in _ROW_FIELDS:

@@ -69,6 +69,7 @@ def chunked(
         >>> print(chunked(hinge, chunk_size=2)(hidden, kernel, jnp.array([0, 1, 2])))
         [1. 1. 5.]
     """
+    _checks.callback("chunked", "loss", loss, "logits [rows, classes]")
     _checks.one_of("chunked", "reduction", reduction, REDUCTIONS)
     check_chunks("chunked", chunk_size, accum_dtype)
     dtype = None if accum_dtype is None else jnp.dtype(accum_dtype)
@@ -105,7 +106,15 @@ class Chunked:
 
     def of_chunk(self, logits: Array, rowwise: Any, shared: Any) -> Any:
         """The loss of some rows."""
-        return self.loss(logits, *rowwise, **shared)
+        made = self.loss(logits, *rowwise, **shared)
+        rows, summed = logits.shape[:1], self.reduction == "sum"
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(made)]
+        if any((shape if summed else shape[:1]) != rows for shape in shapes):
+            raise ValueError(
+                f"chunked: loss must return one value per row, [rows] = {list(rows)}, got "
+                f"{', '.join(str(list(shape)) for shape in shapes)}; let the reduction add them up."
+            )
+        return made
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -157,18 +166,15 @@ def check_chunks(function: str, chunk_size: Any, accum_dtype: Any) -> None:
     if chunk_size is not None:
         _checks.integer(function, "chunk_size", chunk_size)
         _checks.number(function, "chunk_size", chunk_size, lambda n: n >= 1, "at least 1")
-    if accum_dtype is not None and not jnp.issubdtype(accum_dtype, jnp.floating):
-        raise TypeError(
-            f"{function}: accum_dtype must be a floating dtype, got {jnp.dtype(accum_dtype)}; "
-            "leave it out for float32."
-        )
+    if accum_dtype is not None:
+        _checks.floating_dtype(function, "accum_dtype", accum_dtype, "leave it out for float32.")
 
 
 def check_product(
     function: str, hidden: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None
 ) -> tuple[Array, Array]:
     """Hidden vectors and a kernel that fit each other; refuses others."""
-    h, w = _checks.array(hidden), _checks.array(kernel)
+    h, w = _checks.array(function, "hidden", hidden), _checks.array(function, "kernel", kernel)
     _checks.floating(function, "hidden", h)
     _checks.floating(function, "kernel", w)
     if h.ndim == 0:

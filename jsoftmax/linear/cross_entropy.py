@@ -133,17 +133,14 @@ def linear_cross_entropy(
     """
     name = "linear_cross_entropy"
     hidden, kernel = check_product(name, hidden, kernel, bias)
-    labels = checked_labels(name, hidden, kernel, labels, where, ignore_index)
+    labels, ignore_index = checked_labels(name, hidden, kernel, labels, where, ignore_index)
     batch, classes = hidden.shape[:-1], kernel.shape[1]
     smoothing, z_coefficient = loss_numbers(name, label_smoothing, z_loss)
     if class_weights is not None:
         _checks.vector(name, "class_weights", class_weights, "classes", classes)
     _checks.one_of(name, "reduction", reduction, REDUCTIONS)
-    if weights is not None and jnp.shape(weights) != batch:
-        raise ValueError(
-            f"{name}: weights must have shape [*batch] = {list(batch)} to match hidden "
-            f"{list(hidden.shape)}, got {list(jnp.shape(weights))}; broadcast them explicitly."
-        )
+    if weights is not None:
+        _checks.weights(name, weights, batch, f"to match hidden {list(hidden.shape)}")
     if denominator is not None:
         _checks.scalar(name, "denominator", denominator)
         if reduction != "mean":
@@ -228,7 +225,7 @@ def linear_row_stats(
     """
     name = "linear_row_stats"
     hidden, kernel = check_product(name, hidden, kernel, bias)
-    labels = checked_labels(name, hidden, kernel, labels, where, ignore_index)
+    labels, ignore_index = checked_labels(name, hidden, kernel, labels, where, ignore_index)
     batch, classes = hidden.shape[:-1], kernel.shape[1]
     check_chunks(name, chunk_size, accum_dtype)
     return _linear_row_stats(

@@ -17,6 +17,7 @@ def mask_rows(
     """A mask of any shape that optax takes, `[*batch]` among them, as `[*batch, classes]`."""
     if where is None:
         return None
+    _checks.dtype_of(function, "where", where)
     mask = jnp.asarray(where)
     if mask.ndim < len(shape) and mask.shape == batch_of(shape, axes):
         mask = jnp.expand_dims(mask, axes)
@@ -36,7 +37,7 @@ def pair(
     The second may have any real dtype (one-hot rows are often integer); it leaves in the dtype that
     the first is reduced in.
     """
-    x, y = map(_checks.array, arrays)
+    x, y = (_checks.array(function, name, x) for name, x in zip(names, arrays, strict=True))
     _checks.floating(function, names[0], x)
     if x.shape != y.shape:
         raise ValueError(
@@ -54,7 +55,7 @@ def pair(
 
 def both(function: str, logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     """Logits and labels broadcast against each other."""
-    a, b = map(_checks.array, (logits, labels))
+    a, b = _checks.array(function, "logits", logits), _checks.array(function, "labels", labels)
     if jnp.issubdtype(b.dtype, jnp.complexfloating):
         raise TypeError(
             f"{function}: labels must have a real dtype, got {b.dtype}; take the real part."

@@ -79,7 +79,8 @@ def bi_tempered_logistic_loss(
         _checks.scalar(name, option, given)
     _checks.number(name, "t1", t1, lambda t: 0 <= t <= 1, "in [0, 1]")
     _checks.number(name, "t2", t2, lambda t: 1 <= t <= _HEAVIEST, f"in [1, {_HEAVIEST}]")
-    z, y, mask, *_ = checked_rows(name, logits, labels, 1.5, axis, where, 1.0, ignore_index)
+    given = checked_rows(name, logits, labels, 1.5, axis, where, 1.0, ignore_index)
+    z, y, mask, _, _, ignore_index, _ = given
     return _losses(z, y, mask, t1, t2, ignore_index)
 
 

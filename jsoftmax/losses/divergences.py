@@ -91,6 +91,7 @@ def kl_divergence_with_log_targets(
         Kullback and Leibler, On information and sufficiency, 1951.
     """
     name = "kl_divergence_with_log_targets"
+    log_targets = _checks.array(name, "log_targets", log_targets)
     _checks.floating(name, "log_targets", log_targets)
     names = ("log_predictions", "log_targets")
     return _kl_log(*pair(name, names, (log_predictions, log_targets), axis, where))
@@ -176,7 +177,7 @@ def smooth_labels(
     References:
         Szegedy et al., Rethinking the Inception architecture, 2016.
     """
-    y = _checks.array(labels)
+    y = _checks.array("smooth_labels", "labels", labels)
     _checks.floating("smooth_labels", "labels", y)
     _checks.scalar("smooth_labels", "alpha", alpha)
     _checks.number("smooth_labels", "alpha", alpha, lambda a: 0 <= a <= 1, "in [0, 1]")

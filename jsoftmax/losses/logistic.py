@@ -91,8 +91,9 @@ def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     References:
         Goodfellow et al., Deep Learning, 2016, section 6.2.2.
     """
-    _checks.floating("sigmoid_binary_cross_entropy", "logits", logits)
-    return _binary(*both("sigmoid_binary_cross_entropy", logits, labels))
+    x, y = both("sigmoid_binary_cross_entropy", logits, labels)
+    _checks.floating("sigmoid_binary_cross_entropy", "logits", x)
+    return _binary(x, y)
 
 
 def multilabel_cross_entropy(
@@ -135,8 +136,8 @@ def multilabel_cross_entropy(
     """
     name = "multilabel_cross_entropy"
     x, y, mask = pair(name, ("logits", "labels"), (logits, labels), axis, where)
-    if pos_weight is not None and jnp.ndim(pos_weight):
-        _checks.class_vector(name, "pos_weight", jnp.shape(pos_weight), x.shape)
+    if pos_weight is not None:
+        _checks.class_vector(name, "pos_weight", pos_weight, x.shape, scalar=True)
     return _multilabel(x, y, mask, pos_weight)
 
 
@@ -178,12 +179,13 @@ def sigmoid_focal_loss(
         Lin et al., Focal loss for dense object detection, 2017.
     """
     name = "sigmoid_focal_loss"
-    _checks.floating(name, "logits", logits)
+    x, y = both(name, logits, labels)
+    _checks.floating(name, "logits", x)
     _checks.scalar(name, "gamma", gamma)
     _checks.number(name, "gamma", gamma, lambda g: g >= 0, "at least 0")
     if alpha is not None:
         _checks.scalar(name, "alpha", alpha)
-    return _focal(*both(name, logits, labels), alpha, gamma)
+    return _focal(x, y, alpha, gamma)
 
 
 @jax.jit

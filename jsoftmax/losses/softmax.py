@@ -129,7 +129,7 @@ def softmax_cross_entropy_with_integer_labels(
         Goodfellow et al., Deep Learning, 2016, section 6.2.2.
     """
     name = "softmax_cross_entropy_with_integer_labels"
-    z, y = _checks.array(logits), _checks.array(labels)
+    z, y = _checks.array(name, "logits", logits), _checks.array(name, "labels", labels)
     _checks.floating(name, "logits", z)
     axes = _checks.axes(name, axis, z.ndim)
     if not _checks.labels(name, z.shape, batch_of(z.shape, axes), y):
@@ -229,8 +229,8 @@ def softmax_focal_loss(
     _checks.scalar(name, "gamma", gamma)
     _checks.number(name, "gamma", gamma, lambda g: g >= 0, "at least 0")
     z, y, mask = _either(name, logits, labels, axis, where)
-    if alpha is not None and jnp.ndim(alpha):
-        _checks.class_vector(name, "alpha", jnp.shape(alpha), z.shape)
+    if alpha is not None:
+        _checks.class_vector(name, "alpha", alpha, z.shape, scalar=True)
     return _focal(z, y, mask, gamma, alpha)
 
 
@@ -298,7 +298,7 @@ def _nll(z: Array, y: Array, where: Array | None, reduction: Reduction) -> Array
 def _either(
     name: str, logits: ArrayLike, labels: ArrayLike, axis: Axis, where: ArrayLike | None
 ) -> tuple[Array, Array, Array | None]:
-    z, y = _checks.array(logits), _checks.array(labels)
+    z, y = _checks.array(name, "logits", logits), _checks.array(name, "labels", labels)
     _checks.floating(name, "logits", z)
     axes = _checks.axes(name, axis, z.ndim)
     if not _checks.labels(name, z.shape, batch_of(z.shape, axes), y):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._labels import are_indices, at_label, first_largest, is_label, settle
+from jsoftmax._labels import are_indices, at_label, comparable, first_largest, is_label, settle
 from jsoftmax._numerics import accumulator, nan_unless, row, scaled, wide, widened
 from jsoftmax._rows import batch_of, checked_temperature, classes_last, masked, row_temperature
 from jsoftmax._typing import Array, ArrayLike, Axis
@@ -256,8 +256,9 @@ def sparsemax_loss(logits: ArrayLike, labels: ArrayLike) -> Array:
     References:
         Blondel, Martins, Niculae, Learning with Fenchel-Young Losses, 2020, section 4.4.
     """
-    _checks.floating("sparsemax_loss", "logits", _checks.array(logits))
-    return _binary(*both("sparsemax_loss", logits, labels))
+    z, y = both("sparsemax_loss", logits, labels)
+    _checks.floating("sparsemax_loss", "logits", z)
+    return _binary(z, y)
 
 
 def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., Array]:
@@ -276,7 +277,7 @@ def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., Array]
     Gradient: that of `max_fun`, minus the targets. The AD modes of `max_fun`.
 
     Raises:
-        TypeError: By the loss, if `scores` is not floating.
+        TypeError: If `max_fun` is no function. By the loss, if `scores` is not floating.
         ValueError: By the loss, if the shapes differ.
 
     Examples:
@@ -289,6 +290,7 @@ def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., Array]
     References:
         Blondel, Martins, Niculae, Learning with Fenchel-Young Losses, 2020.
     """
+    _checks.callback("make_fenchel_young_loss", "max_fun", max_fun, "scores [classes]")
 
     def fenchel_young(scores: ArrayLike, targets: ArrayLike, *args: Any, **kwargs: Any) -> Array:
         z, q, _ = pair("make_fenchel_young_loss", ("scores", "targets"), (scores, targets), -1, None)
@@ -311,7 +313,8 @@ def checked_rows(
     scores: str = "logits",
 ) -> tuple[Any, ...]:
     """The arguments of a loss as rows, checked."""
-    z, y = _checks.array(logits), _checks.array(labels)
+    z = _checks.array(name, scores, logits)
+    y, ignore_index = comparable(name, labels, ignore_index)
     _checks.floating(name, scores, z)
     axes = _checks.axes(name, axis, z.ndim)
     batch = batch_of(z.shape, axes)

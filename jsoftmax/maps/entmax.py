@@ -281,9 +281,10 @@ def entmax(
     array, axes = checked(name, x, axis, where)
     batch = batch_of(array.shape, axes)
     n, traced = checked_alpha(name, alpha, batch)
+    t = checked_temperature(name, temperature, batch)
     if isinstance(traced, int | float) and traced == 1:
         return softmax(array, axis, where, temperature=temperature)
-    return _map(array, where, checked_temperature(name, temperature, batch), traced, axes, n)
+    return _map(array, where, t, traced, axes, n)
 
 
 def sparsemax(

@@ -3,7 +3,7 @@
 Each has its own backward rule on rows with the classes last; the public functions bring an array
 into that form, and back.
 
-Imports `autodiff`, `_rows`, `_walks`, `_numerics`.
+Imports `autodiff`, `_rows`, `_walks`, `_numerics`, `_checks`.
 """
 
 import functools
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jsoftmax import _checks
 from jsoftmax._numerics import (
     deleted,
     dominant,
@@ -302,4 +303,5 @@ def logsumexp(
         Blanchard et al., Accurately computing the log-sum-exp and softmax functions, 2021.
     """
     array, axes = checked("logsumexp", x, axis, where)
+    _checks.flag("logsumexp", "keepdims", keepdims)
     return _reduced(array, where, axes, keepdims)

@@ -53,7 +53,7 @@ def checked(
     function: str, key: ArrayLike, logits: ArrayLike, axis: Axis, where: ArrayLike | None
 ) -> tuple[Array, Array, tuple[int, ...]]:
     """The key, the logits and the class axes, the arguments that all functions have checked."""
-    keys, array = _checks.key(function, key), _checks.array(logits)
+    keys, array = _checks.key(function, key), _checks.array(function, "logits", logits)
     _checks.floating(function, "logits", array)
     _checks.mask(function, array.shape, where)
     return keys, array, _checks.axes(function, axis, array.ndim)

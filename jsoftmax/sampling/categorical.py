@@ -73,7 +73,13 @@ def categorical(
 def _result_shape(shape: Any, batch: Shape) -> Shape:
     if shape is None:
         return batch
+    from jax import export
+
     wanted = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
+    for n in wanted:
+        if not export.is_symbolic_dim(n):
+            _checks.integer("categorical", "shape", n)
+            _checks.number("categorical", "shape", n, lambda n: n >= 0, "of sizes of at least 0")
     fits = len(wanted) >= len(batch) and all(
         a in (1, b) for a, b in zip(batch[::-1], wanted[::-1], strict=False)
     )
@@ -164,7 +170,7 @@ def _counts(function: str, top_k: ArrayLike, batch: Shape, classes: int) -> Arra
     _checks.number(function, "top_k", top_k, lambda k: k >= 1, "at least 1")
     if isinstance(top_k, int):
         return min(top_k, max(classes, 1))
-    counts = _checks.array(top_k)
+    counts = _checks.array(function, "top_k", top_k)
     _checks.indices_only(function, "top_k", counts, "it is a number of classes.")
     _checks.per_row(function, "top_k", counts, batch)
     return widened(counts)

@@ -191,7 +191,8 @@ def _estimate(
 ) -> Array:
     keys, array, axes = checked(name, key, logits, axis, where)
     t = checked_temperature(name, temperature, batch_of(array.shape, axes))
-    t = 1 if t is None else t
+    # A float, as any other temperature: an integer would be traced for itself.
+    t = 1.0 if t is None else t
     return _sampled(keys, array, where, t, axis=axes, soft=soft, num_samples=num_samples)
 
 

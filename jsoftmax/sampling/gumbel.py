@@ -70,8 +70,10 @@ def gumbel_softmax(
     """
     name = "gumbel_softmax"
     keys, array, axes = checked(name, key, logits, axis, where)
+    _checks.flag(name, "hard", hard)
     t = checked_temperature(name, temperature, batch_of(array.shape, axes))
-    return _gumbel_softmax(keys, array, where, 1 if t is None else t, axis=axes, hard=bool(hard))
+    # A float, as any other temperature: an integer would be traced for itself.
+    return _gumbel_softmax(keys, array, where, 1.0 if t is None else t, axis=axes, hard=bool(hard))
 
 
 @functools.partial(jax.jit, static_argnames=("axis", "hard"))
