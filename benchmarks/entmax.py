@@ -272,8 +272,20 @@ def main() -> None:
             print(" | ".join(row(name, times[name])), flush=True)
             gc.collect()
     environment = report.environment()
+    text = summary(environment, times, digits)
+    print("\n" + text)
+    report.save(
+        "entmax", {"environment": environment, "rows": times, "accuracy": digits}, text, arguments
+    )
+
+
+def summary(
+    environment: dict[str, object],
+    times: dict[str, dict[str, Any]],
+    digits: dict[str, dict[str, Any]],
+) -> str:
     missing = [bool(result["missed"]) for result in (*times.values(), *digits.values())]
-    text = "\n\n".join(
+    return "\n\n".join(
         [
             "# sparsemax and entmax beside their peers",
             report.headline(environment),
@@ -294,10 +306,6 @@ def main() -> None:
             ),
             f"{len(missing) - sum(missing)} of {len(missing)} rows meet their targets.",
         ]
-    )
-    print("\n" + text)
-    report.save(
-        "entmax", {"environment": environment, "rows": times, "accuracy": digits}, text, arguments
     )
 
 

@@ -26,7 +26,7 @@ _DOMINATED = 1.5
 _FEW = 16
 
 # What is gone through many times goes in chunks of rows of so many numbers, which a CPU's cache holds.
-_CACHED = 1 << 18
+_CACHED = 1 << 19
 
 # Rows are reduced in blocks of columns on a CPU if they are this wide and their array this large.
 _BLOCK = 4096
