@@ -28,7 +28,7 @@ from jsoftmax._walks import total
 from jsoftmax.autodiff import custom_vjp, scan_forgetting
 from jsoftmax.linear._options import Dealt, Teacher
 from jsoftmax.linear._parts import Part, finished, moved, nothing, part_of, union, union_of_shards
-from jsoftmax.linear._walk import common, logits_of, narrowed, product, without
+from jsoftmax.linear._walk import common, logits_of, narrowed, product, upright, without
 from jsoftmax.statistics import Reduction, gradient, scores
 from jsoftmax.transforms import LogitTransform
 
@@ -203,6 +203,7 @@ def _numbers_bwd(blocks: Blocks, residuals: Any, cts: Mapping[str, Array]) -> tu
     (hidden, kernel, bias, labels, where, _, transform, temperature, weights), out = residuals
     cut = _cutter(blocks, kernel, bias, _local(blocks, labels), where, transform, weights)
     here = dataclasses.replace(blocks.reduction, axis_name=None)
+    across = upright(hidden)
 
     def one(i: Array, cts: Mapping[str, Array]) -> tuple[Any, Any]:
         kernel, bias, labels, where, transform, weights = cut(i)
@@ -216,7 +217,7 @@ def _numbers_bwd(blocks: Blocks, residuals: Any, cts: Mapping[str, Array]) -> tu
             d_labels, by_mass = pull(d_q)
             d_weights = by_mass if d_weights is None else d_weights + by_mass
         narrow = narrowed(d_z, kernel)
-        d_kernel, d_hidden = product(hidden, narrow, (0, 0)), product(narrow, kernel, (1, 1))
+        d_kernel, d_hidden = product(across, narrow, (1, 0)), product(narrow, kernel, (1, 1))
         per_class, others = _parted(blocks, d_transform)
         # Written once, so in the dtype that they are returned in.
         d_kernel = d_kernel.astype(kernel.dtype)

@@ -116,6 +116,16 @@ def product(a: Array, b: Array, over: tuple[int, int], like: Array | None = None
     )
 
 
+def upright(h: Array) -> Array:
+    """`hᵀ`, stored: XLA:CPU's fast products contract the last axis of what stands on the left.
+
+    Without the barrier the transposition would be a part of the product again, at half the speed.
+    """
+    return jax.lax.platform_dependent(
+        h, cpu=lambda h: jax.lax.optimization_barrier(h.T), default=lambda h: h.T
+    )
+
+
 def _plus_product(so_far: Array, h: Array, d_z: Array, kernel: Array) -> Array:
     """`so_far + hᵀ · d_z`, laid out as the kernel.
 
@@ -128,14 +138,18 @@ def _plus_product(so_far: Array, h: Array, d_z: Array, kernel: Array) -> Array:
         return so_far + product(h, d_z, (0, 0), kernel).astype(so_far.dtype)
 
     def in_blocks(so_far: Array, h: Array, d_z: Array) -> Array:
+        across = upright(h)
+
         def add(so_far: Array, at: Any, size: int) -> Array:
             old, d = (jax.lax.dynamic_slice_in_dim(x, at, size, axis=1) for x in (so_far, d_z))
-            new = old + product(h, d, (0, 0)).astype(old.dtype)
+            new = old + product(across, d, (1, 0)).astype(old.dtype)
             return jax.lax.dynamic_update_slice_in_dim(so_far, new, at, axis=1)
 
         starts = _BLOCK * jnp.arange(blocks, dtype=jnp.int32)
         so_far, _ = jax.lax.scan(lambda x, at: (add(x, at, _BLOCK), None), so_far, starts)
-        return add(so_far, blocks * _BLOCK, rest) if rest else so_far
+        # A start that is known before the program runs would have the whole array copied.
+        end = jax.lax.optimization_barrier(jnp.asarray(blocks * _BLOCK, jnp.int32))
+        return add(so_far, end, rest) if rest else so_far
 
     if blocks < 2 or any(any(jax.typeof(x).sharding.spec) for x in (h, d_z)):
         return whole(so_far, h, d_z)
