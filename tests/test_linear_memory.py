@@ -70,9 +70,12 @@ def test_a_teachers_distributions_are_those_of_a_chunk():
     assert temp_bytes(taught) < 6 * CHUNK[walked]
 
 
-@pytest.mark.parametrize(("rows", "reduction"), [(1024, "none"), (512, "mean")])
-def test_a_thirtieth_of_the_logits(rows: int, reduction: str):
-    """By default, with one value per row and with few rows."""
+@pytest.mark.parametrize(
+    ("rows", "reduction", "part"),
+    [(1024, "none", 30), (512, "none", 30), (1024, "mean", 5), (512, "mean", 5)],
+)
+def test_a_part_of_the_logits(rows: int, reduction: str, part: int):
+    """By default: a thirtieth with one value per row, a fifth in the time of the products."""
     shapes = ((rows, 64), (64, 32_000))
     operands = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     labels = jax.ShapeDtypeStruct((rows,), jnp.int32)
@@ -83,4 +86,4 @@ def test_a_thirtieth_of_the_logits(rows: int, reduction: str):
     compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*operands, labels).compile()
     analysis = compiled.memory_analysis()
     assert analysis is not None
-    assert analysis.temp_size_in_bytes < 2 * rows * 32_000 * 4 / 30
+    assert analysis.temp_size_in_bytes < 2 * rows * 32_000 * 4 / part

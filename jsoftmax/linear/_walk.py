@@ -24,10 +24,10 @@ from jsoftmax._numerics import accumulator, sharded_like
 from jsoftmax._typing import Array
 from jsoftmax.autodiff import custom_vjp, scan_forgetting
 
-# A chunk is such a part of the rows, but no fewer rows than that, or than make so many logits: each
-# chunk reads the kernel twice, and its gradient too, and fewer rows would spend more time on that than
-# on the products.
-_PARTS, _ROWS, _LOGITS = 8, 256, 1 << 22
+# A chunk is a quarter of the rows up to that many, an eighth where they are more, but no fewer rows
+# than the second, or than make so many logits: each chunk reads the kernel twice, and its gradient
+# too, and fewer rows would spend more time on that than on the products.
+_ROWS, _LEAST, _LOGITS = 512, 128, 1 << 22
 
 # The columns of a kernel's gradient that a CPU adds to at a time.
 _BLOCK = 2048
@@ -250,18 +250,23 @@ def _pulled(walk: Walk, operands: tuple[Any, ...], cts: list[Array] | None) -> t
     def summed_in(x: Array) -> Array:
         return x.astype(accumulator(x.dtype) if walk.accum_dtype is None else walk.accum_dtype)
 
-    def step(so_far: Any, i: Array, dealt_cts: Any) -> tuple[Any, Any]:
+    def begun(i: Array, dealt_cts: Any) -> tuple[Any, Any]:
         (h, narrow), sums, per_row = one(i, dealt_cts)
+        whole = product(upright(h), narrow, (1, 0), kernel)
+        return jax.tree.map(summed_in, (whole, sums)), per_row
+
+    def step(so_far: Any, i: Array, dealt_cts: Any) -> tuple[Any, Any]:
+        (h, narrow), sums, per_row = one(i + 1, dealt_cts)
         d_kernel, others = so_far
         added = jax.tree.map(lambda a, b: a + b.astype(a.dtype), others, sums)
         return (_plus_product(d_kernel, h, narrow, kernel), added), per_row
 
-    # Only the types of a first chunk are read, over which mesh axes it varies among them.
-    (h, narrow), sums, _ = one(start, dealt_cts)
-    first = jax.tree.map(
-        lambda x: jnp.zeros_like(summed_in(x)), (product(h, narrow, (0, 0), kernel), sums)
-    )
-    done, per_row = scan_forgetting(step, first, walk.chunks, dealt_cts)
+    # The first chunk starts the sums, which zeros to add to would have to be written for.
+    done, per_row = jax.checkpoint(begun, prevent_cse=False)(start, dealt_cts)
+    per_row = jax.tree.map(lambda x: x[None], per_row)
+    if walk.chunks > 1:
+        done, others = scan_forgetting(step, done, walk.chunks - 1, dealt_cts)
+        per_row = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), per_row, others)
     d_kernel, (d_shared, *d_bias) = done
     out, d_hidden, d_rowwise = jax.tree.map(rows.collected, per_row)
     return out, (
@@ -349,7 +354,7 @@ def number_of_chunks(hidden: Array, classes: int, chunk_size: int | None) -> int
         shards *= sharding.mesh.shape[axis]
     size = chunk_size
     if size is None:
-        size = max(_ROWS, _LOGITS // max(classes, 1), -(-n // _PARTS))
+        size = max(min(_ROWS, -(-n // 4)), -(-n // 8), _LEAST, _LOGITS // max(classes, 1))
     local, wanted = n // shards, -(-n // size)
     # Rows that lie on several devices are dealt evenly or not at all.
     return wanted if shards == 1 else local // _divisor(local, max(1, size // shards))

@@ -37,9 +37,6 @@ from jsoftmax.transforms import LogitTransform
 
 REDUCTIONS = ("mean", "sum", "none")
 
-# So few rows are not worth dividing: a chunk of them would read the kernel twice and its gradient too.
-_FEW_ROWS = 512
-
 
 def linear_cross_entropy(
     hidden: ArrayLike,
@@ -68,10 +65,9 @@ def linear_cross_entropy(
         {\sum_i w_i}
 
     with `ℓ` of `cross_entropy`. A mean or a sum walks over chunks of rows and makes its gradient
-    together with the value, in three matrix products. One value per row, and a mean of 512 rows or
-    fewer (unless `chunk_size` or `accum_dtype` ask for chunks), walks over blocks of classes, in the
-    least memory, and makes the logits again for the gradient: four. Without differentiation there is
-    one product.
+    together with the value, in three matrix products. One value per row walks over blocks of classes,
+    in the least memory, and makes the logits again for the gradient: four. Without differentiation
+    there is one product.
 
     Args:
         hidden: `[*batch, features]`, floating.
@@ -95,11 +91,11 @@ def linear_cross_entropy(
         reduction: "mean", "sum" (`Σ w ℓ`) or "none" (`w ℓ`, `[*batch]`).
         denominator: What a mean is divided by, a scalar, in place of the sum of the weights of the
             rows that count.
-        chunk_size: The rows of a chunk at most; by default an eighth of them, and no fewer than 256,
-            or than make 2²² logits, and of 512 rows or fewer none: blocks of classes. For "none" the
-            classes of a block, by default a 128th of them, and no fewer than 256, or than make 2¹⁸
-            logits. With a teacher, and on a mesh left to the compiler or sharded explicitly, all walk
-            over rows; a number of rows that is a symbol walks as 512 do.
+        chunk_size: The rows of a chunk at most; by default a quarter of them up to 512, an eighth of
+            more than 4096, and no fewer than 128, or than make 2²² logits. For "none" the classes of a
+            block, by default a 128th of them, and no fewer than 256, or than make 2¹⁸ logits. With a
+            teacher, and on a mesh left to the compiler or sharded explicitly, all walk over rows; a
+            number of rows that is a symbol walks over blocks, unless this or `accum_dtype` is given.
         accum_dtype: The dtype in which the gradients of `kernel` and `bias` are summed over chunks of
             rows; float32 or wider by default.
         axis_name: The mesh axis that shards the classes inside `shard_map`: `kernel`, `bias`,
@@ -282,8 +278,8 @@ def _linear_cross_entropy(
         w = jnp.where(by == 0, 0, count / jnp.where(by == 0, 1, by))
 
     n = math.prod(hidden.shape[:-1])
-    few = chunk_size is None and accum_dtype is None and (not isinstance(n, int) or n <= _FEW_ROWS)
-    if (reduction == "none" or few) and in_blocks(hidden, kernel, labels):
+    unknown = not isinstance(n, int) and chunk_size is None and accum_dtype is None
+    if (reduction == "none" or unknown) and in_blocks(hidden, kernel, labels):
         class_weights = None if class_weights is None else jnp.asarray(class_weights, dtype)
         wanted = Reduction(wanted_of(smoothing, z_loss), axis_name)
         raw, empty, t = row_numbers(wanted, options, hidden, kernel, bias, class_weights, chunk_size)
