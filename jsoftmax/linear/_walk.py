@@ -250,23 +250,18 @@ def _pulled(walk: Walk, operands: tuple[Any, ...], cts: list[Array] | None) -> t
     def summed_in(x: Array) -> Array:
         return x.astype(accumulator(x.dtype) if walk.accum_dtype is None else walk.accum_dtype)
 
-    def begun(i: Array, dealt_cts: Any) -> tuple[Any, Any]:
-        (h, narrow), sums, per_row = one(i, dealt_cts)
-        whole = product(upright(h), narrow, (1, 0), kernel)
-        return jax.tree.map(summed_in, (whole, sums)), per_row
-
     def step(so_far: Any, i: Array, dealt_cts: Any) -> tuple[Any, Any]:
-        (h, narrow), sums, per_row = one(i + 1, dealt_cts)
+        (h, narrow), sums, per_row = one(i, dealt_cts)
         d_kernel, others = so_far
         added = jax.tree.map(lambda a, b: a + b.astype(a.dtype), others, sums)
         return (_plus_product(d_kernel, h, narrow, kernel), added), per_row
 
-    # The first chunk starts the sums, which zeros to add to would have to be written for.
-    done, per_row = jax.checkpoint(begun, prevent_cse=False)(start, dealt_cts)
-    per_row = jax.tree.map(lambda x: x[None], per_row)
-    if walk.chunks > 1:
-        done, others = scan_forgetting(step, done, walk.chunks - 1, dealt_cts)
-        per_row = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), per_row, others)
+    # Only the types of a first chunk are read, over which mesh axes it varies among them.
+    (h, narrow), sums, _ = one(start, dealt_cts)
+    first = jax.tree.map(
+        lambda x: jnp.zeros_like(summed_in(x)), (product(h, narrow, (0, 0), kernel), sums)
+    )
+    done, per_row = scan_forgetting(step, first, walk.chunks, dealt_cts)
     d_kernel, (d_shared, *d_bias) = done
     out, d_hidden, d_rowwise = jax.tree.map(rows.collected, per_row)
     return out, (
