@@ -29,6 +29,10 @@ from jsoftmax.autodiff import custom_vjp, scan_forgetting
 # too, and fewer rows would spend more time on that than on the products.
 _ROWS, _LEAST, _LOGITS = 512, 128, 1 << 22
 
+# The first of so few chunks goes ahead of the loop and starts the sums: to write zeros and to add to
+# them would take a part of the time. Of more, a TPU would spend the memory of one more chunk on it.
+_AHEAD = 4
+
 # The columns of a kernel's gradient that a CPU adds to at a time.
 _BLOCK = 2048
 
@@ -250,18 +254,27 @@ def _pulled(walk: Walk, operands: tuple[Any, ...], cts: list[Array] | None) -> t
     def summed_in(x: Array) -> Array:
         return x.astype(accumulator(x.dtype) if walk.accum_dtype is None else walk.accum_dtype)
 
-    def step(so_far: Any, i: Array, dealt_cts: Any) -> tuple[Any, Any]:
+    def begun(i: Array, dealt_cts: Any) -> tuple[Any, Any]:
         (h, narrow), sums, per_row = one(i, dealt_cts)
+        whole = product(upright(h), narrow, (1, 0), kernel)
+        return jax.tree.map(summed_in, (whole, sums)), per_row
+
+    def step(so_far: Any, i: Array, dealt_cts: Any) -> tuple[Any, Any]:
+        (h, narrow), sums, per_row = one(i + ahead, dealt_cts)
         d_kernel, others = so_far
         added = jax.tree.map(lambda a, b: a + b.astype(a.dtype), others, sums)
         return (_plus_product(d_kernel, h, narrow, kernel), added), per_row
 
-    # Only the types of a first chunk are read, over which mesh axes it varies among them.
-    (h, narrow), sums, _ = one(start, dealt_cts)
-    first = jax.tree.map(
-        lambda x: jnp.zeros_like(summed_in(x)), (product(h, narrow, (0, 0), kernel), sums)
-    )
-    done, per_row = scan_forgetting(step, first, walk.chunks, dealt_cts)
+    ahead = int(walk.chunks <= _AHEAD)
+    done, per_row = jax.checkpoint(begun, prevent_cse=False)(start, dealt_cts)
+    parts = [jax.tree.map(lambda x: x[None], per_row)] * ahead
+    if not ahead:
+        # Only the types of a first chunk are read, over which mesh axes it varies among them.
+        done = jax.tree.map(jnp.zeros_like, done)
+    if walk.chunks > ahead:
+        done, others = scan_forgetting(step, done, walk.chunks - ahead, dealt_cts)
+        parts.append(others)
+    per_row = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     d_kernel, (d_shared, *d_bias) = done
     out, d_hidden, d_rowwise = jax.tree.map(rows.collected, per_row)
     return out, (
