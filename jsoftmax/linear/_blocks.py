@@ -35,8 +35,9 @@ from jsoftmax.transforms import LogitTransform
 # A block is such a part of the classes, but no fewer columns than that, or than make so many logits.
 _PARTS, _COLUMNS, _LOGITS = 128, 256, 1 << 18
 
-# So often a CPU may go over a gradient of 16 bits to write parts of it.
-_PASSES = 8
+# Groups of blocks there are so many, where XLA:CPU writes 16 bits, and their columns come in runs of
+# such a length: at least, and where there is a choice at most.
+_GROUPS, _RUN = range(7, 11), (16, 128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,20 +48,20 @@ class Blocks:
         reduction: What to reduce.
         classes: The number of classes here.
         size: The number of columns of a block.
+        span: That of a group of blocks, which are gathered before they are written.
         per_class: Which leaves of the transform have one number per class.
-        steps: How many blocks make a group, which are gathered before they are written.
     """
 
     reduction: Reduction
     classes: int
     size: int
+    span: int
     per_class: tuple[bool, ...] = ()
-    steps: int = 1
 
     @property
-    def span(self) -> int:
-        """The columns of a group."""
-        return self.steps * self.size
+    def steps(self) -> int:
+        """The number of blocks of a group; where they come out uneven the last one starts early."""
+        return -(-self.span // self.size)
 
     @property
     def groups(self) -> int:
@@ -68,32 +69,47 @@ class Blocks:
         return -(-self.classes // self.span)
 
     @property
-    def count(self) -> int:
-        """The number of blocks."""
-        return self.groups * self.steps
+    def even(self) -> bool:
+        """Whether no class is in two blocks."""
+        return self.classes % self.span == self.span % self.size == 0
 
     @property
-    def unit(self) -> int:
-        """A number of columns of which every block starts at a multiple."""
-        return math.gcd(self.size, self.classes)
+    def run(self) -> int:
+        """The columns of a run: all groups start at one."""
+        return math.gcd(self.span, self.classes)
 
-    def grouped(self, groups: int) -> "Blocks":
-        """The same classes in so many groups at most, of blocks of this size at most."""
-        steps = -(-self.count // groups)
-        return dataclasses.replace(self, size=-(-self.classes // (groups * steps)), steps=steps)
-
-    def first(self, group: Array) -> Array:
+    def first(self, group: Any) -> Array:
         """The first column of a group."""
         return jnp.minimum(group * self.span, self.classes - self.span)
 
+    def last(self, group: Any) -> Array:
+        """Where the next group starts."""
+        return jnp.where(group == self.groups - 1, self.classes, self.first(group + 1))
+
     def start(self, i: Array) -> Array:
         """The first column of block `i`."""
-        return self.first(i // self.steps) + i % self.steps * self.size
+        return self.first(i // self.steps) + jnp.minimum(
+            i % self.steps * self.size, self.span - self.size
+        )
 
     def end(self, i: Array) -> Array:
-        """Where what belongs to block `i` alone ends."""
-        end = jnp.minimum(self.start(i) + self.size, self.first(i // self.steps + 1))
-        return jnp.where(i // self.steps == self.groups - 1, self.start(i) + self.size, end)
+        """Where the next block starts."""
+        group, is_last = i // self.steps, i % self.steps == self.steps - 1
+        end = self.last(group)
+        return jnp.where(is_last, end, jnp.minimum(end, self.start(i + 1)))
+
+    def grouped(self) -> "Blocks":
+        """The same classes, where writing a gradient of 16 bits into its array is to cost little.
+
+        XLA:CPU goes over the whole array for that, and over runs of columns in a quarter of the time.
+        """
+        lengths = [n for n in range(_RUN[0], self.classes + 1) if self.classes % n == 0]
+        run = max((n for n in lengths if n <= _RUN[1]), default=min(lengths, default=self.classes))
+        runs = self.classes // run
+        groups = min(_GROUPS, key=lambda groups: -runs % groups)
+        span = run * -(-runs // groups)
+        size = -(-span // -(-span // self.size))
+        return dataclasses.replace(self, size=size, span=span)
 
     def cut(self, tree: Any, i: Array) -> Any:
         """The block's columns of arrays `[…, classes]`; what all classes share, whole."""
@@ -107,25 +123,35 @@ class Blocks:
 
         return jax.tree.map(part, tree)
 
-    def split(self, x: Array) -> Array:
-        """`[…, columns]` as `[…, units, columns of a unit]`.
-
-        Written to in whole units, an array of 16 bits costs XLA:CPU a quarter of the time.
-        """
-        return x.reshape(*x.shape[:-1], x.shape[-1] // self.unit, self.unit)
-
     def put(self, whole: Array, made: Array, at: Array) -> Array:
-        """`made` written from a column on into an array that is split.
+        """A block's columns written; what it shares with the next one is written again there."""
+        return jax.lax.dynamic_update_slice_in_dim(
+            whole, made.astype(whole.dtype), at, axis=whole.ndim - 1
+        )
 
-        What a group shares with the next one is written again there.
+    def runs(self, x: Array) -> Array:
+        """`[…, columns]` as `[…, runs, columns of a run]`."""
+        return x.reshape(*x.shape[:-1], x.shape[-1] // self.run, self.run)
+
+    def add(self, whole: Array, made: Array, group: Array) -> Array:
+        """A group's columns added to an array of runs where it is 0 yet.
+
+        Added, since the transpose of the transpose of a write is two.
         """
-        made = self.split(made).astype(whole.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(whole, made, at // self.unit, axis=whole.ndim - 2)
+        if not self.even:
+            ids = self.first(group) + jnp.arange(self.span, dtype=jnp.int32)
+            made = jnp.where(ids < self.last(group), made, 0)
+        return whole + jax.lax.dynamic_update_slice_in_dim(
+            jnp.zeros_like(whole),
+            self.runs(made.astype(whole.dtype)),
+            self.first(group) // self.run,
+            axis=whole.ndim - 2,
+        )
 
     def own(self, i: Array, labels: Array, where: Array | None) -> tuple[Array, Array | None]:
-        """Labels and mask of a block: without the classes that its group shares with the next one."""
+        """Labels and mask of a block: without the classes that it shares with the next one."""
         ids = self.start(i) + jnp.arange(self.size, dtype=jnp.int32)
-        mine = None if self.classes % self.span == 0 else ids < self.end(i)
+        mine = None if self.even else ids < self.end(i)
         if are_indices(labels):
             labels = jnp.where(labels < self.end(i), labels - self.start(i), -1)
         elif mine is not None:
@@ -222,7 +248,7 @@ def _numbers(
     def step(joined: Part, i: Array, _: None) -> tuple[Part, None]:
         return union(joined, one(i), t), None
 
-    part = scan_forgetting(step, none, blocks.count)[0]
+    part = scan_forgetting(step, none, blocks.groups)[0]
     axis = blocks.reduction.axis_name
     shards = 1
     if axis is not None:
@@ -265,50 +291,45 @@ def _numbers_bwd(blocks: Blocks, residuals: Any, cts: Mapping[str, Array]) -> tu
             d_bias = None if bias is None else jnp.sum(d_z, axis=0).astype(bias.dtype)
             return (d_hidden, others, d_temperature), (d_kernel, d_bias, d_labels, per_class, d_weights)
 
-        def wholes(columns: Any, size: int, widened: bool) -> Any:
+        sums, columns = one(jnp.zeros((), jnp.int32), cts)
+
+        def zeros(size: int, widened: bool) -> Any:
             def whole(x: Array) -> Array:
                 dtype = accumulator(x.dtype) if widened else x.dtype
-                return blocks.split(jax.lax.full_like(x, 0, dtype, shape=(*x.shape[:-1], size)))
+                return jax.lax.full_like(x, 0, dtype, shape=(*x.shape[:-1], size))
 
             return jax.tree.map(whole, columns)
-
-        def put(into: Any, made: Any, at: Array) -> Any:
-            return jax.tree.map(lambda whole, x: blocks.put(whole, x, at), into, made)
 
         def walked(so_far: Any, first: Any, steps: int, at: Any, cts: Mapping[str, Array]) -> Any:
             """So many blocks from block `first` on, written into arrays that start at column `at`."""
 
             def step(so_far: Any, j: Array, cts: Mapping[str, Array]) -> tuple[Any, None]:
-                (summed, into), (made, columns) = so_far, one(first + j, cts)
+                (summed, wholes), (made, columns) = so_far, one(first + j, cts)
                 summed = jax.tree.map(lambda a, b: a + b.astype(a.dtype), summed, made)
-                return (summed, put(into, columns, blocks.start(first + j) - at)), None
+                at_ = blocks.start(first + j) - at
+                put = jax.tree.map(lambda whole, x: blocks.put(whole, x, at_), wholes, columns)
+                return (summed, put), None
 
             return scan_forgetting(step, so_far, steps, cts)[0]
 
         def group(so_far: Any, g: Array, cts: Mapping[str, Array]) -> tuple[Any, None]:
-            (summed, into), at = so_far, blocks.first(g)
-            made = (summed, wholes(columns, blocks.span, widened=True))
-            summed, made = walked(made, g * blocks.steps, blocks.steps, at, cts)
-            return (summed, put(into, joined(made), at)), None
+            summed, wholes = so_far
+            start = (summed, zeros(blocks.span, widened=True))
+            summed, made = walked(start, g * blocks.steps, blocks.steps, blocks.first(g), cts)
+            return (summed, jax.tree.map(lambda whole, x: blocks.add(whole, x, g), wholes, made)), None
 
-        def joined(tree: Any) -> Any:
-            return jax.tree.map(lambda x: x.reshape(*x.shape[:-2], -1), tree)
-
-        sums, columns = one(jnp.zeros((), jnp.int32), cts)
-        start = (jax.tree.map(jnp.zeros_like, sums), wholes(columns, blocks.classes, widened=False))
+        summed, wholes = jax.tree.map(jnp.zeros_like, sums), zeros(blocks.classes, widened=False)
         if blocks.steps == 1:
-            summed, into = walked(start, 0, blocks.count, 0, dict(cts))
-        else:
-            summed, into = scan_forgetting(group, start, blocks.groups, dict(cts))[0]
-        return summed, joined(into)
+            return walked((summed, wholes), 0, blocks.groups, 0, dict(cts))
+        start = (summed, jax.tree.map(blocks.runs, wholes))
+        summed, wholes = scan_forgetting(group, start, blocks.groups, dict(cts))[0]
+        return summed, jax.tree.map(lambda x: x.reshape(*x.shape[:-2], -1), wholes)
 
-    if kernel.dtype.itemsize > 2 or blocks.count <= _PASSES:
+    if kernel.dtype.itemsize > 2 or blocks.groups == 1:
         sums, columns = written(blocks)
     else:
-        # To write into 16 bits, XLA:CPU goes over the whole array: once for a group of blocks, which are
-        # gathered in 32 bits.
         sums, columns = jax.lax.platform_dependent(
-            cpu=lambda: written(blocks.grouped(_PASSES)), default=lambda: written(blocks)
+            cpu=lambda: written(blocks.grouped()), default=lambda: written(blocks)
         )
     d_hidden, d_shared, d_temperature = sums
     d_kernel, d_bias, d_labels, d_per_class, d_weights = columns
@@ -358,9 +379,8 @@ def row_numbers(
         none = total(where.astype(jnp.int32), reduction.axis_name) == 0
         empty = jnp.broadcast_to(none, h.shape[:1])
     t = None if temperature is None else row_temperature(temperature, h.astype(dtype))
-    blocks = Blocks(
-        reduction, classes, block_size(h.shape[0], classes, size), options.per_class(classes)
-    )
+    size = block_size(h.shape[0], classes, size)
+    blocks = Blocks(reduction, classes, size, size, options.per_class(classes))
     operands = (h, kernel, bias, labels, where, empty, transform, t, weights)
     out = (reduce_product(blocks, *operands), empty, t)
     return jax.tree.map(lambda x: jnp.reshape(x, batch + jnp.shape(x)[1:]), out)
