@@ -70,15 +70,19 @@ def test_a_teachers_distributions_are_those_of_a_chunk():
     assert temp_bytes(taught) < 6 * CHUNK[walked]
 
 
-@pytest.mark.parametrize(("rows", "reduction"), [(1024, "none"), (512, "mean")])
-def test_a_thirtieth_of_the_logits(rows: int, reduction: str):
-    """By default, with one value per row and with few rows."""
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    ("rows", "reduction", "chunk_size"), [(1024, "none", None), (512, "mean", None), (1024, "mean", 16)]
+)
+def test_a_thirtieth_of_the_logits(rows: int, reduction: str, chunk_size: int | None, dtype: Any):
+    """By default with one value per row and with few rows, and in small chunks."""
     shapes = ((rows, 64), (64, 32_000))
-    operands = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    operands = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     labels = jax.ShapeDtypeStruct((rows,), jnp.int32)
 
     def loss(h: Any, k: Any, y: Any) -> Any:
-        return jnp.sum(jnp.sin(linear_cross_entropy(h, k, y, reduction=reduction)))
+        found = linear_cross_entropy(h, k, y, reduction=reduction, chunk_size=chunk_size)
+        return jnp.sum(jnp.sin(found))
 
     compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*operands, labels).compile()
     analysis = compiled.memory_analysis()

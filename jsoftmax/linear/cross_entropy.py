@@ -28,7 +28,7 @@ from jsoftmax.dense import (
     wanted_of,
     wanted_statistics,
 )
-from jsoftmax.linear._blocks import in_blocks, row_numbers
+from jsoftmax.linear._blocks import block_size, in_blocks, row_numbers
 from jsoftmax.linear._options import Dealt, checked_labels, checked_transform, counting
 from jsoftmax.linear._walk import common, without
 from jsoftmax.linear.chunked import check_chunks, check_product, walked
@@ -38,7 +38,8 @@ from jsoftmax.transforms import LogitTransform
 REDUCTIONS = ("mean", "sum", "none")
 
 # So few rows are not worth dividing: a chunk of them would read the kernel twice and its gradient too.
-_FEW_ROWS = 512
+# In 16 bits, chunks of fewer than the other are not either: their sum is twice the kernel, in 32 bits.
+_FEW_ROWS, _SMALL_CHUNK = 512, 256
 
 
 def linear_cross_entropy(
@@ -96,7 +97,8 @@ def linear_cross_entropy(
         denominator: What a mean is divided by, a scalar, in place of the sum of the weights of the
             rows that count.
         chunk_size: The rows of a chunk at most; by default an eighth of them, and no fewer than 256,
-            or than make 2²² logits, and of 512 rows or fewer none: blocks of classes. For "none" the
+            or than make 2²² logits, and of 512 rows or fewer none: blocks of classes, and so for chunks
+            of fewer than 256 rows where the kernel has 16 bits, with no more logits. For "none" the
             classes of a block, by default a 128th of them, and no fewer than 256, or than make 2¹⁸
             logits. With a teacher, and on a mesh left to the compiler or sharded explicitly, all walk
             over rows; a number of rows that is a symbol walks as 512 do.
@@ -244,6 +246,19 @@ def linear_row_stats(
     )
 
 
+def _blocks_of(
+    n: Any, kernel: Array, reduction: str, chunk_size: int | None, accum_dtype: Any
+) -> tuple[bool, int | None]:
+    """Whether to walk over blocks of classes, and the columns of one, if they are asked for."""
+    if reduction == "none" or accum_dtype is not None:
+        return reduction == "none", chunk_size
+    if chunk_size is None or not isinstance(n, int):
+        return chunk_size is None and (not isinstance(n, int) or n <= _FEW_ROWS), None
+    small = kernel.dtype.itemsize == 2 and chunk_size < min(n, _SMALL_CHUNK)
+    columns = chunk_size * kernel.shape[1] // max(n, 1)
+    return small, max(1, min(columns, block_size(n, kernel.shape[1], None)))
+
+
 @functools.partial(jax.jit, static_argnames=("reduction", "chunk_size", "accum_dtype", "axis_name"))
 def _linear_cross_entropy(
     hidden: Array,
@@ -281,12 +296,12 @@ def _linear_cross_entropy(
         # Scaled before the walk: the gradient that it makes is then the one asked for.
         w = jnp.where(by == 0, 0, count / jnp.where(by == 0, 1, by))
 
-    n = math.prod(hidden.shape[:-1])
-    few = chunk_size is None and accum_dtype is None and (not isinstance(n, int) or n <= _FEW_ROWS)
-    if (reduction == "none" or few) and in_blocks(hidden, kernel, labels):
+    rows = math.prod(hidden.shape[:-1])
+    chosen, columns = _blocks_of(rows, kernel, reduction, chunk_size, accum_dtype)
+    if chosen and in_blocks(hidden, kernel, labels):
         class_weights = None if class_weights is None else jnp.asarray(class_weights, dtype)
         wanted = Reduction(wanted_of(smoothing, z_loss), axis_name)
-        raw, empty, t = row_numbers(wanted, options, hidden, kernel, bias, class_weights, chunk_size)
+        raw, empty, t = row_numbers(wanted, options, hidden, kernel, bias, class_weights, columns)
         classes = num_classes(kernel, axis_name)
         allowed = raw.get("count", classes)
         found = losses_of(raw, labels, allowed, empty, t, smoothing, z_loss, class_weights, axis_name)
