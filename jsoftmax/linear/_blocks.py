@@ -133,20 +133,17 @@ class Blocks:
         """`[…, columns]` as `[…, runs, columns of a run]`."""
         return x.reshape(*x.shape[:-1], x.shape[-1] // self.run, self.run)
 
-    def add(self, whole: Array, made: Array, group: Array) -> Array:
-        """A group's columns added to an array of runs where it is 0 yet.
-
-        Added, since the transpose of the transpose of a write is two.
-        """
+    def fill(self, whole: Array, made: Array, group: Array) -> Array:
+        """A group's columns written into an array of runs, where it is 0 yet."""
+        at, axis = self.first(group) // self.run, whole.ndim - 2
+        put = jax.lax.dynamic_update_slice_in_dim
+        if whole.dtype.itemsize > 2:
+            return put(whole, self.runs(made), at, axis)
         if not self.even:
             ids = self.first(group) + jnp.arange(self.span, dtype=jnp.int32)
             made = jnp.where(ids < self.last(group), made, 0)
-        return whole + jax.lax.dynamic_update_slice_in_dim(
-            jnp.zeros_like(whole),
-            self.runs(made.astype(whole.dtype)),
-            self.first(group) // self.run,
-            axis=whole.ndim - 2,
-        )
+        # Added: the transpose of the transpose of a write would go over the whole array twice.
+        return whole + put(jnp.zeros_like(whole), self.runs(made.astype(whole.dtype)), at, axis)
 
     def own(self, i: Array, labels: Array, where: Array | None) -> tuple[Array, Array | None]:
         """Labels and mask of a block: without the classes that it shares with the next one."""
@@ -316,7 +313,7 @@ def _numbers_bwd(blocks: Blocks, residuals: Any, cts: Mapping[str, Array]) -> tu
             summed, wholes = so_far
             start = (summed, zeros(blocks.span, widened=True))
             summed, made = walked(start, g * blocks.steps, blocks.steps, blocks.first(g), cts)
-            return (summed, jax.tree.map(lambda whole, x: blocks.add(whole, x, g), wholes, made)), None
+            return (summed, jax.tree.map(lambda whole, x: blocks.fill(whole, x, g), wholes, made)), None
 
         summed, wholes = jax.tree.map(jnp.zeros_like, sums), zeros(blocks.classes, widened=False)
         if blocks.steps == 1:
