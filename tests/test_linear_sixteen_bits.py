@@ -148,7 +148,7 @@ def test_statistics():
 
     def loss(h: Any, k: Any) -> Any:
         stats = linear_row_stats(h, k, labels, chunk_size=13)
-        return jnp.sum(stats.nll * stats.entropy)
+        return jnp.sum(jnp.asarray(stats.nll) * jnp.asarray(stats.entropy))
 
     operands = moving["hidden"], moving["kernel"]
     got, expected = (jax.jit(jax.grad(loss, (0, 1)))(*x) for x in (operands, widened(operands)))
