@@ -70,18 +70,28 @@ def test_a_teachers_distributions_are_those_of_a_chunk():
     assert temp_bytes(taught) < 6 * CHUNK[walked]
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize(
-    ("rows", "reduction", "part"),
-    [(1024, "none", 30), (512, "none", 30), (1024, "mean", 5), (512, "mean", 5)],
+    ("rows", "reduction", "chunk_size", "part"),
+    [
+        (1024, "none", None, 30),
+        (512, "none", None, 30),
+        (1024, "mean", 16, 30),
+        (1024, "mean", None, 5),
+        (512, "mean", None, 5),
+    ],
 )
-def test_a_part_of_the_logits(rows: int, reduction: str, part: int):
-    """By default: a thirtieth with one value per row, a fifth in the time of the products."""
+def test_a_part_of_the_logits(
+    rows: int, reduction: str, chunk_size: int | None, part: int, dtype: Any
+):
+    """By default, a thirtieth with one value per row, a fifth in the time of the products."""
     shapes = ((rows, 64), (64, 32_000))
-    operands = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    operands = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     labels = jax.ShapeDtypeStruct((rows,), jnp.int32)
 
     def loss(h: Any, k: Any, y: Any) -> Any:
-        return jnp.sum(jnp.sin(linear_cross_entropy(h, k, y, reduction=reduction)))
+        found = linear_cross_entropy(h, k, y, reduction=reduction, chunk_size=chunk_size)
+        return jnp.sum(jnp.sin(found))
 
     compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*operands, labels).compile()
     analysis = compiled.memory_analysis()

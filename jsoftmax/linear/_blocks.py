@@ -13,7 +13,7 @@ Imports `_walk`, `_parts`, `_options`, `statistics`, `transforms`, `autodiff`, `
 """
 
 import dataclasses
-import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,6 +35,10 @@ from jsoftmax.transforms import LogitTransform
 # A block is such a part of the classes, but no fewer columns than that, or than make so many logits.
 _PARTS, _COLUMNS, _LOGITS = 128, 256, 1 << 18
 
+# Groups of blocks there are so many, where XLA:CPU writes 16 bits, and their columns come in runs of
+# such a length: at least, and where there is a choice at most.
+_GROUPS, _RUN = range(7, 11), (16, 128)
+
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
@@ -44,26 +48,68 @@ class Blocks:
         reduction: What to reduce.
         classes: The number of classes here.
         size: The number of columns of a block.
+        span: That of a group of blocks, which are gathered before they are written.
         per_class: Which leaves of the transform have one number per class.
     """
 
     reduction: Reduction
     classes: int
     size: int
+    span: int
     per_class: tuple[bool, ...] = ()
 
     @property
-    def count(self) -> int:
-        """The number of blocks; where they come out uneven the last one starts early."""
-        return -(-self.classes // self.size)
+    def steps(self) -> int:
+        """The number of blocks of a group; where they come out uneven the last one starts early."""
+        return -(-self.span // self.size)
+
+    @property
+    def groups(self) -> int:
+        """The number of groups; where they come out uneven the last one starts early."""
+        return -(-self.classes // self.span)
+
+    @property
+    def even(self) -> bool:
+        """Whether no class is in two blocks."""
+        return self.classes % self.span == self.span % self.size == 0
+
+    @property
+    def run(self) -> int:
+        """The columns of a run: all groups start at one."""
+        return math.gcd(self.span, self.classes)
+
+    def first(self, group: Any) -> Array:
+        """The first column of a group."""
+        return jnp.minimum(group * self.span, self.classes - self.span)
+
+    def last(self, group: Any) -> Array:
+        """Where the next group starts."""
+        return jnp.where(group == self.groups - 1, self.classes, self.first(group + 1))
 
     def start(self, i: Array) -> Array:
         """The first column of block `i`."""
-        return jnp.minimum(i * self.size, self.classes - self.size)
+        return self.first(i // self.steps) + jnp.minimum(
+            i % self.steps * self.size, self.span - self.size
+        )
 
     def end(self, i: Array) -> Array:
         """Where the next block starts."""
-        return jnp.where(i == self.count - 1, self.classes, self.start(i + 1))
+        group, is_last = i // self.steps, i % self.steps == self.steps - 1
+        end = self.last(group)
+        return jnp.where(is_last, end, jnp.minimum(end, self.start(i + 1)))
+
+    def grouped(self) -> "Blocks":
+        """The same classes, where writing a gradient of 16 bits into its array is to cost little.
+
+        XLA:CPU goes over the whole array for that, and over runs of columns in a quarter of the time.
+        """
+        lengths = [n for n in range(_RUN[0], self.classes + 1) if self.classes % n == 0]
+        run = max((n for n in lengths if n <= _RUN[1]), default=min(lengths, default=self.classes))
+        runs = self.classes // run
+        groups = min(_GROUPS, key=lambda groups: -runs % groups)
+        span = run * -(-runs // groups)
+        size = -(-span // -(-span // self.size))
+        return dataclasses.replace(self, size=size, span=span)
 
     def cut(self, tree: Any, i: Array) -> Any:
         """The block's columns of arrays `[…, classes]`; what all classes share, whole."""
@@ -77,16 +123,32 @@ class Blocks:
 
         return jax.tree.map(part, tree)
 
-    def put(self, whole: Array, made: Array, i: Array) -> Array:
-        """The block's columns written; what it shares with the next one is written again there."""
+    def put(self, whole: Array, made: Array, at: Array) -> Array:
+        """A block's columns written; what it shares with the next one is written again there."""
         return jax.lax.dynamic_update_slice_in_dim(
-            whole, made.astype(whole.dtype), self.start(i), axis=whole.ndim - 1
+            whole, made.astype(whole.dtype), at, axis=whole.ndim - 1
         )
+
+    def runs(self, x: Array) -> Array:
+        """`[…, columns]` as `[…, runs, columns of a run]`."""
+        return x.reshape(*x.shape[:-1], x.shape[-1] // self.run, self.run)
+
+    def fill(self, whole: Array, made: Array, group: Array) -> Array:
+        """A group's columns written into an array of runs, where it is 0 yet."""
+        at, axis = self.first(group) // self.run, whole.ndim - 2
+        put = jax.lax.dynamic_update_slice_in_dim
+        if whole.dtype.itemsize > 2:
+            return put(whole, self.runs(made), at, axis)
+        if not self.even:
+            ids = self.first(group) + jnp.arange(self.span, dtype=jnp.int32)
+            made = jnp.where(ids < self.last(group), made, 0)
+        # Added: the transpose of the transpose of a write would go over the whole array twice.
+        return whole + put(jnp.zeros_like(whole), self.runs(made.astype(whole.dtype)), at, axis)
 
     def own(self, i: Array, labels: Array, where: Array | None) -> tuple[Array, Array | None]:
         """Labels and mask of a block: without the classes that it shares with the next one."""
         ids = self.start(i) + jnp.arange(self.size, dtype=jnp.int32)
-        mine = None if self.classes % self.size == 0 else ids < self.end(i)
+        mine = None if self.even else ids < self.end(i)
         if are_indices(labels):
             labels = jnp.where(labels < self.end(i), labels - self.start(i), -1)
         elif mine is not None:
@@ -183,7 +245,7 @@ def _numbers(
     def step(joined: Part, i: Array, _: None) -> tuple[Part, None]:
         return union(joined, one(i), t), None
 
-    part = scan_forgetting(step, none, blocks.count)[0]
+    part = scan_forgetting(step, none, blocks.groups)[0]
     axis = blocks.reduction.axis_name
     shards = 1
     if axis is not None:
@@ -201,54 +263,71 @@ def _numbers_fwd(blocks: Blocks, *operands: Any) -> tuple[Part, Any]:
 
 def _numbers_bwd(blocks: Blocks, residuals: Any, cts: Mapping[str, Array]) -> tuple[Any, ...]:
     (hidden, kernel, bias, labels, where, _, transform, temperature, weights), out = residuals
-    cut = _cutter(blocks, kernel, bias, _local(blocks, labels), where, transform, weights)
+    local = _local(blocks, labels)
     here = dataclasses.replace(blocks.reduction, axis_name=None)
     across = upright(hidden)
 
-    def one(i: Array, cts: Mapping[str, Array]) -> tuple[Any, Any]:
-        kernel, bias, labels, where, transform, weights = cut(i)
-        z = logits_of(hidden, kernel, bias)
-        q, pull = jax.vjp(_weighted, labels, weights)
-        d_z, d_q, d_transform, d_temperature, d_weights = gradient(
-            here, z, q, where, transform, temperature, weights, out, cts
-        )
-        d_labels = None
-        if not are_indices(labels):
-            d_labels, by_mass = pull(d_q)
-            d_weights = by_mass if d_weights is None else d_weights + by_mass
-        narrow = narrowed(d_z, kernel)
-        d_kernel, d_hidden = product(across, narrow, (1, 0)), product(narrow, kernel, (1, 1))
-        per_class, others = _parted(blocks, d_transform)
-        # Written once, so in the dtype that they are returned in.
-        d_kernel = d_kernel.astype(kernel.dtype)
-        d_bias = None if bias is None else jnp.sum(d_z, axis=0).astype(bias.dtype)
-        return (d_hidden, others, d_temperature), (d_kernel, d_bias, d_labels, per_class, d_weights)
+    def written(blocks: Blocks) -> Any:
+        cut = _cutter(blocks, kernel, bias, local, where, transform, weights)
 
-    def written(widened: bool) -> Any:
+        def one(i: Array, cts: Mapping[str, Array]) -> tuple[Any, Any]:
+            kernel, bias, labels, where, transform, weights = cut(i)
+            z = logits_of(hidden, kernel, bias)
+            q, pull = jax.vjp(_weighted, labels, weights)
+            d_z, d_q, d_transform, d_temperature, d_weights = gradient(
+                here, z, q, where, transform, temperature, weights, out, cts
+            )
+            d_labels = None
+            if not are_indices(labels):
+                d_labels, by_mass = pull(d_q)
+                d_weights = by_mass if d_weights is None else d_weights + by_mass
+            narrow = narrowed(d_z, kernel)
+            d_kernel, d_hidden = product(across, narrow, (1, 0)), product(narrow, kernel, (1, 1))
+            per_class, others = _parted(blocks, d_transform)
+            # Written once, so in the dtype that they are returned in.
+            d_kernel = d_kernel.astype(kernel.dtype)
+            d_bias = None if bias is None else jnp.sum(d_z, axis=0).astype(bias.dtype)
+            return (d_hidden, others, d_temperature), (d_kernel, d_bias, d_labels, per_class, d_weights)
+
         sums, columns = one(jnp.zeros((), jnp.int32), cts)
 
-        def whole(x: Array) -> Array:
-            dtype = accumulator(x.dtype) if widened else x.dtype
-            return jax.lax.full_like(x, 0, dtype, shape=(*x.shape[:-1], blocks.classes))
+        def zeros(size: int, widened: bool) -> Any:
+            def whole(x: Array) -> Array:
+                dtype = accumulator(x.dtype) if widened else x.dtype
+                return jax.lax.full_like(x, 0, dtype, shape=(*x.shape[:-1], size))
 
-        def step(so_far: Any, i: Array, cts: Mapping[str, Array]) -> tuple[Any, None]:
-            made, columns = one(i, cts)
+            return jax.tree.map(whole, columns)
+
+        def walked(so_far: Any, first: Any, steps: int, at: Any, cts: Mapping[str, Array]) -> Any:
+            """So many blocks from block `first` on, written into arrays that start at column `at`."""
+
+            def step(so_far: Any, j: Array, cts: Mapping[str, Array]) -> tuple[Any, None]:
+                (summed, wholes), (made, columns) = so_far, one(first + j, cts)
+                summed = jax.tree.map(lambda a, b: a + b.astype(a.dtype), summed, made)
+                at_ = blocks.start(first + j) - at
+                put = jax.tree.map(lambda whole, x: blocks.put(whole, x, at_), wholes, columns)
+                return (summed, put), None
+
+            return scan_forgetting(step, so_far, steps, cts)[0]
+
+        def group(so_far: Any, g: Array, cts: Mapping[str, Array]) -> tuple[Any, None]:
             summed, wholes = so_far
-            summed = jax.tree.map(lambda a, b: a + b.astype(a.dtype), summed, made)
-            put = jax.tree.map(lambda whole, x: blocks.put(whole, x, i), wholes, columns)
-            return (summed, put), None
+            start = (summed, zeros(blocks.span, widened=True))
+            summed, made = walked(start, g * blocks.steps, blocks.steps, blocks.first(g), cts)
+            return (summed, jax.tree.map(lambda whole, x: blocks.fill(whole, x, g), wholes, made)), None
 
-        start = (jax.tree.map(jnp.zeros_like, sums), jax.tree.map(whole, columns))
-        (summed, wholes), _ = scan_forgetting(step, start, blocks.count, dict(cts))
-        return summed, jax.tree.map(lambda x, like: x.astype(like.dtype), wholes, columns)
+        summed, wholes = jax.tree.map(jnp.zeros_like, sums), zeros(blocks.classes, widened=False)
+        if blocks.steps == 1:
+            return walked((summed, wholes), 0, blocks.groups, 0, dict(cts))
+        start = (summed, jax.tree.map(blocks.runs, wholes))
+        summed, wholes = scan_forgetting(group, start, blocks.groups, dict(cts))[0]
+        return summed, jax.tree.map(lambda x: x.reshape(*x.shape[:-2], -1), wholes)
 
-    if kernel.dtype.itemsize > 2:
-        sums, columns = written(widened=False)
+    if kernel.dtype.itemsize > 2 or blocks.groups == 1:
+        sums, columns = written(blocks)
     else:
-        # XLA:CPU writes into 16 bits by widening the whole array, at each step.
         sums, columns = jax.lax.platform_dependent(
-            cpu=functools.partial(written, widened=True),
-            default=functools.partial(written, widened=False),
+            cpu=lambda: written(blocks.grouped()), default=lambda: written(blocks)
         )
     d_hidden, d_shared, d_temperature = sums
     d_kernel, d_bias, d_labels, d_per_class, d_weights = columns
@@ -298,9 +377,8 @@ def row_numbers(
         none = total(where.astype(jnp.int32), reduction.axis_name) == 0
         empty = jnp.broadcast_to(none, h.shape[:1])
     t = None if temperature is None else row_temperature(temperature, h.astype(dtype))
-    blocks = Blocks(
-        reduction, classes, block_size(h.shape[0], classes, size), options.per_class(classes)
-    )
+    size = block_size(h.shape[0], classes, size)
+    blocks = Blocks(reduction, classes, size, size, options.per_class(classes))
     operands = (h, kernel, bias, labels, where, empty, transform, t, weights)
     out = (reduce_product(blocks, *operands), empty, t)
     return jax.tree.map(lambda x: jnp.reshape(x, batch + jnp.shape(x)[1:]), out)

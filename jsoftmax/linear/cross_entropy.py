@@ -28,7 +28,7 @@ from jsoftmax.dense import (
     wanted_of,
     wanted_statistics,
 )
-from jsoftmax.linear._blocks import in_blocks, row_numbers
+from jsoftmax.linear._blocks import block_size, in_blocks, row_numbers
 from jsoftmax.linear._options import Dealt, checked_labels, checked_transform, counting
 from jsoftmax.linear._walk import common, without
 from jsoftmax.linear.chunked import check_chunks, check_product, walked
@@ -36,6 +36,10 @@ from jsoftmax.statistics import NEEDS, Reduction, RowStats
 from jsoftmax.transforms import LogitTransform
 
 REDUCTIONS = ("mean", "sum", "none")
+
+# With a kernel of 16 bits, the sum over chunks of its gradient is twice its size, in 32 bits: for so few
+# rows, and for chunks of fewer rows than the other, blocks of classes need less.
+_FEW_ROWS, _SMALL_CHUNK = 512, 256
 
 
 def linear_cross_entropy(
@@ -94,8 +98,10 @@ def linear_cross_entropy(
         chunk_size: The rows of a chunk at most; by default a quarter of them up to 512, an eighth of
             more than 4096, and no fewer than 128, or than make 2²² logits. For "none" the classes of a
             block, by default a 128th of them, and no fewer than 256, or than make 2¹⁸ logits. With a
-            teacher, and on a mesh left to the compiler or sharded explicitly, all walk over rows; a
-            number of rows that is a symbol walks over blocks, unless this or `accum_dtype` is given.
+            kernel of 16 bits, chunks of fewer than 256 rows, and by default 512 rows or fewer, are
+            walked over in blocks of classes too, with no more logits; so is a number of rows that is a
+            symbol, unless this or `accum_dtype` is given. With a teacher, and on a mesh left to the
+            compiler or sharded explicitly, all walk over rows.
         accum_dtype: The dtype in which the gradients of `kernel` and `bias` are summed over chunks of
             rows; float32 or wider by default.
         axis_name: The mesh axis that shards the classes inside `shard_map`: `kernel`, `bias`,
@@ -240,6 +246,21 @@ def linear_row_stats(
     )
 
 
+def _blocks_of(
+    n: Any, kernel: Array, reduction: str, chunk_size: int | None, accum_dtype: Any
+) -> tuple[bool, int | None]:
+    """Whether to walk over blocks of classes, and the columns of one, if they are asked for."""
+    if reduction == "none" or accum_dtype is not None:
+        return reduction == "none", chunk_size
+    if not isinstance(n, int):
+        return chunk_size is None, None
+    narrow = kernel.dtype.itemsize == 2
+    if chunk_size is None:
+        return narrow and n <= _FEW_ROWS, None
+    columns = min(chunk_size * kernel.shape[1] // max(n, 1), block_size(n, kernel.shape[1], None))
+    return narrow and chunk_size < min(n, _SMALL_CHUNK), max(1, columns)
+
+
 @functools.partial(jax.jit, static_argnames=("reduction", "chunk_size", "accum_dtype", "axis_name"))
 def _linear_cross_entropy(
     hidden: Array,
@@ -277,12 +298,12 @@ def _linear_cross_entropy(
         # Scaled before the walk: the gradient that it makes is then the one asked for.
         w = jnp.where(by == 0, 0, count / jnp.where(by == 0, 1, by))
 
-    n = math.prod(hidden.shape[:-1])
-    unknown = not isinstance(n, int) and chunk_size is None and accum_dtype is None
-    if (reduction == "none" or unknown) and in_blocks(hidden, kernel, labels):
+    rows = math.prod(hidden.shape[:-1])
+    chosen, columns = _blocks_of(rows, kernel, reduction, chunk_size, accum_dtype)
+    if chosen and in_blocks(hidden, kernel, labels):
         class_weights = None if class_weights is None else jnp.asarray(class_weights, dtype)
         wanted = Reduction(wanted_of(smoothing, z_loss), axis_name)
-        raw, empty, t = row_numbers(wanted, options, hidden, kernel, bias, class_weights, chunk_size)
+        raw, empty, t = row_numbers(wanted, options, hidden, kernel, bias, class_weights, columns)
         classes = num_classes(kernel, axis_name)
         allowed = raw.get("count", classes)
         found = losses_of(raw, labels, allowed, empty, t, smoothing, z_loss, class_weights, axis_name)
