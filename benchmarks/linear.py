@@ -59,9 +59,12 @@ def rows(hidden: Any, kernel: Any, labels: Any, by: Any) -> Any:
 
 
 def products(hidden: Any, kernel: Any, labels: Any, by: Any) -> Any:
-    """The matrix products that a value and its gradient cannot do without."""
+    """The matrix products that a value and its gradient cannot do without.
+
+    Behind a barrier: XLA would make hᵀ(h k) as (hᵀh) k, which a softmax between the two forbids.
+    """
     del labels, by
-    logits = hidden @ kernel
+    logits = jax.lax.optimization_barrier(hidden @ kernel)
     return logits @ kernel.T, hidden.T @ logits
 
 
