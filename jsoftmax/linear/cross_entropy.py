@@ -37,8 +37,8 @@ from jsoftmax.transforms import LogitTransform
 
 REDUCTIONS = ("mean", "sum", "none")
 
-# With a kernel of 16 bits, the sum over chunks of its gradient is twice its size, in 32 bits: for so few
-# rows, and for chunks of fewer rows than the other, blocks of classes need less.
+# With a kernel of 16 bits, the sum over chunks of its gradient is in 32 bits, twice its size: for so
+# few rows, and for chunks of fewer rows than the other, blocks of classes need less.
 _FEW_ROWS, _SMALL_CHUNK = 512, 256
 
 
