@@ -81,9 +81,7 @@ def test_a_teachers_distributions_are_those_of_a_chunk():
         (512, "mean", None, 5),
     ],
 )
-def test_a_part_of_the_logits(
-    rows: int, reduction: str, chunk_size: int | None, part: int, dtype: Any
-):
+def test_a_part_of_the_logits(rows: int, reduction: str, chunk_size: int | None, part: int, dtype: Any):
     """By default, a thirtieth with one value per row, a fifth in the time of the products."""
     shapes = ((rows, 64), (64, 32_000))
     operands = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
