@@ -1,6 +1,4 @@
-"""Cross-entropy and row statistics of `hidden @ kernel + bias`, without the logits in memory.
-
-The formulas are those of `dense`, of one chunk of rows at a time.
+"""Cross-entropy and row statistics of `hidden @ kernel + bias`, by the formulas of `dense`.
 
 Imports `chunked`, `_blocks`, `_options`, `_walk`, `dense`, `statistics`, `transforms`, `_labels`,
 `_rows`, `_numerics`, `_checks`.
