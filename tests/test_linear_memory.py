@@ -75,7 +75,6 @@ def test_a_teachers_distributions_are_those_of_a_chunk():
     ("rows", "reduction", "chunk_size", "part"),
     [
         (1024, "none", None, 30),
-        (512, "none", None, 30),
         (1024, "mean", 16, 30),
         (1024, "mean", None, 5),
         (512, "mean", None, 5),

@@ -134,14 +134,14 @@ class Blocks:
         return x.reshape(*x.shape[:-1], x.shape[-1] // self.run, self.run)
 
     def fill(self, whole: Array, made: Array, group: Array) -> Array:
-        """A group's columns written into an array of runs, where it is 0 yet."""
+        """A group's columns written into an array of runs, where it is 0 yet.
+
+        What it shares with the next group is 0 too: those columns are masked in all blocks but one.
+        """
         at, axis = self.first(group) // self.run, whole.ndim - 2
         put = jax.lax.dynamic_update_slice_in_dim
         if whole.dtype.itemsize > 2:
             return put(whole, self.runs(made), at, axis)
-        if not self.even:
-            ids = self.first(group) + jnp.arange(self.span, dtype=jnp.int32)
-            made = jnp.where(ids < self.last(group), made, 0)
         # Added: the transpose of the transpose of a write would go over the whole array twice.
         return whole + put(jnp.zeros_like(whole), self.runs(made.astype(whole.dtype)), at, axis)
 
