@@ -99,4 +99,7 @@ def test_a_part_of_the_logits(rows: int, reduction: str, chunk_size: int | None,
     )
     assert ours is not None
     assert theirs is not None
+    if part == 5 and jax.__version_info__ < (0, 10):
+        # There, XLA:CPU gives the logits of a chunk and their gradient a buffer each.
+        part = 2
     assert ours.temp_size_in_bytes < theirs.temp_size_in_bytes / part
