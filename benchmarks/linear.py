@@ -61,7 +61,7 @@ def rows(hidden: Any, kernel: Any, labels: Any, by: Any) -> Any:
 def products(hidden: Any, kernel: Any, labels: Any, by: Any) -> Any:
     """The matrix products that a value and its gradient cannot do without.
 
-    Behind a barrier: XLA would make hᵀ(h k) as (hᵀh) k, which a softmax between the two forbids.
+    Behind a barrier, so that hᵀ(h k) may not be made as (hᵀh) k: a softmax stands between the two.
     """
     del labels, by
     logits = jax.lax.optimization_barrier(hidden @ kernel)
