@@ -181,7 +181,7 @@ def test_teacher_of_another_width(reduction: str):
     ("reduction", "denominator"), [("mean", None), ("mean", np.float32(3)), ("sum", None)]
 )
 def test_sums_by_default(rows: int, reduction: str, denominator: Any):
-    """In blocks of classes, or in chunks of rows where they are many."""
+    """In as many chunks of rows as the rule says."""
     given = draw((rows,)) | {"bias": np.linspace(-1, 1, CLASSES, dtype=np.float32)}
     weights = np.linspace(0.5, 2, rows, dtype=np.float32)
     moving, fixed = floats(given | {"weights": weights, "z_loss": np.float32(0.1)})
@@ -199,6 +199,18 @@ def test_sums_by_default(rows: int, reduction: str, denominator: Any):
     close(jax.value_and_grad(loss)(moving), jax.value_and_grad(whole)(moving))
 
 
+@pytest.mark.parametrize("size", [10, 5, 3, 2, 1])
+def test_few_chunks_and_many(size: int):
+    """A first chunk that goes ahead of the others, up to four, and none that does."""
+    moving, fixed = floats(draw((10,)))
+
+    def loss(x: Any) -> Any:
+        return linear_cross_entropy(**x, **fixed, chunk_size=size)
+
+    close(jax.value_and_grad(loss)(moving),
+          jax.value_and_grad(lambda x: jnp.mean(dense(**x, **fixed)))(moving))  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_sixteen_bits(dtype: Any):
     """The gradient of the kernel is that of float32, rounded, over many small chunks."""
@@ -208,7 +220,8 @@ def test_sixteen_bits(dtype: Any):
     labels = jnp.asarray(rng.integers(0, 16, 256))
 
     def loss(h: Any, k: Any) -> Any:
-        return linear_cross_entropy(h, k, labels, chunk_size=4)
+        # A dtype to sum in asks for rows: classes are walked over by default.
+        return linear_cross_entropy(h, k, labels, chunk_size=4, accum_dtype=jnp.float32)
 
     value, gradients = jax.value_and_grad(loss, (0, 1))(hidden, kernel)
     wide = jax.value_and_grad(lambda h, k: jnp.mean(dense(h, k, labels)), (0, 1))

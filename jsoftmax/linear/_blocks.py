@@ -2,7 +2,8 @@
 
 A gradient that is one value per row cannot be made before its cotangents are known, so the logits are
 made twice. Block by block, `hidden` stays, and each column of the kernel is read once for the value
-and once for the gradient, which is written in place, once.
+and once for the gradient, which is written in place, once; in 16 bits on a CPU a group of blocks at a
+time.
 
 Forward, the numbers of a block (`statistics` of it alone) are joined with those of the blocks before:
 relative to the larger maximum, no digit is lost. Backward, a block's gradient is `statistics.gradient`
