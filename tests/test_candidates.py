@@ -31,6 +31,7 @@ def rows(kind: str, classes: int) -> np.ndarray:
     return drawn.astype(np.float32)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("kind", ["few", "one", "many", "offset"])
 def test_as_extended_precision(kind: str, classes: int):
@@ -43,6 +44,7 @@ def test_as_extended_precision(kind: str, classes: int):
         assert ((p > 0) == (true > 0))[(true == 0) | (true > 1e-9)].all()
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("classes", CLASSES)
 def test_a_nan_anywhere_spoils_its_row(classes: int, dtype: str):

@@ -106,6 +106,7 @@ def test_labels_too_wide_for_jax_stay_out_of_range(labels: str):
     same("cross_entropy", WIDE[labels], [77, 1, 77])
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("name", [*LOSSES, *PLAIN])
 def test_no_loss_wraps_a_label(name: str):
     same(name, WIDE["int64"], [77, 1, 77])
@@ -186,6 +187,7 @@ def test_every_integer_can_be_ignored(labels: str):
         same("cross_entropy", given, plain, ignore_index=index)
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_ignores_what_int32_does_not_hold(name: str):
     for labels in ("uint32", "no int32"):

@@ -70,6 +70,7 @@ def test_a_teachers_distributions_are_those_of_a_chunk():
     assert temp_bytes(taught) < 6 * CHUNK[walked]
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize(
     ("rows", "reduction", "chunk_size", "part"),

@@ -63,6 +63,7 @@ def widened(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(
     ("classes", "soft", "dtype"),
     [
@@ -135,6 +136,7 @@ MODES: dict[str, Any] = {
 }
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("mode", MODES)
 def test_modes(mode: str):
     moving, labels = draw(323, jnp.bfloat16)
