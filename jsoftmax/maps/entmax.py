@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsoftmax import _checks
-from jsoftmax._numerics import accumulator, gaps, nan_unless, row, wide
+from jsoftmax._numerics import accumulator, behind, gaps, nan_unless, row, wide
 from jsoftmax._rows import (
     all_masked,
     batch_of,
@@ -113,22 +113,43 @@ def _entmax_fwd(n: int, narrow: bool, v: Array, *options: Array | None) -> tuple
     p = _entmax(n, False, v, *options)
     temperature, alpha, _ = options
     out = p.astype(v.dtype) if narrow else p
-    return out, (jnp.zeros((), v.dtype) if temperature is None else v, temperature, alpha, p)
+    # Of a sparsemax only the support is read again, which bfloat16 keeps too: no float16.
+    kept = out if alpha is None and n == 1 and float(jnp.finfo(out.dtype).tiny) < 1e-30 else p
+    return out, (jnp.zeros((), v.dtype) if temperature is None else v, temperature, alpha, kept)
 
 
 def _entmax_bwd(n: int, narrow: bool, residuals: Any, ct: Array) -> tuple[Any, ...]:
     del narrow
     v, temperature, alpha, p = residuals
-    s = slopes(p, n, alpha)
-    from_mean = wide(ct) - row(_weighted(s, wide(apart(ct))))
-    dg = s * from_mean if alpha is None else balanced(s, s * from_mean)
-    d_alpha = None if alpha is None else jnp.sum(by_alpha(p, s, alpha) * from_mean, -1, keepdims=True)
+    d_alpha = None
+    if alpha is None and n == 1:
+        dg = _in_support(p, ct)
+    else:
+        s = slopes(p, n, alpha)
+        from_mean = wide(ct) - row(_weighted(s, wide(apart(ct))))
+        dg = s * from_mean if alpha is None else balanced(s, s * from_mean)
+        if alpha is not None:
+            d_alpha = jnp.sum(by_alpha(p, s, alpha) * from_mean, -1, keepdims=True)
     if temperature is None:
         return dg.astype(v.dtype), None, d_alpha, None
     return *through_temperature(dg, v, temperature), d_alpha, None
 
 
 _entmax.defvjp(_entmax_fwd, _entmax_bwd)
+
+
+def _in_support(p: Array, ct: Array) -> Array:
+    """`ct` less its mean over the support of a sparsemax, 0 outside; NaN in a row of NaN."""
+
+    def support(steep: float) -> Array:
+        # In plain arithmetic, as in `Whole.slopes`, with numbers that no other reader has.
+        zero, one, factor = (jnp.asarray(x, accumulator(p.dtype)) for x in (0, 1, steep))
+        held, zero, one, factor = behind((jax.lax.stop_gradient(p), zero, one, factor))
+        return jnp.minimum(one, jnp.maximum(zero, wide(held) * factor))
+
+    size = jnp.sum(support(1e30), axis=-1)
+    mean = jnp.sum(support(2e30) * wide(apart(ct)), axis=-1) / jnp.where(size == 0, 1, size)
+    return support(3e30) * (wide(ct) - row(mean))
 
 
 def slopes(p: Array, n: int, alpha: Array | None) -> Array:
