@@ -73,21 +73,22 @@ def measure(classes: int, quick: bool) -> dict[str, object]:
         loss.backward()
         return loss
 
-    def loss(params: AdaptiveParams, hidden: jax.Array) -> jax.Array:
+    def loss(params: AdaptiveParams, hidden: jax.Array, labels: jax.Array) -> jax.Array:
         return jnp.mean(adaptive_cross_entropy(hidden, params, labels))
 
-    x_jax = jnp.asarray(hidden)
-    step = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(params, x_jax).compile()
+    # Labels are an argument, as for torch: of constants the compiler would sort the rows beforehand.
+    batch = jnp.asarray(hidden), jnp.asarray(labels)
+    step = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(params, *batch).compile()
     analysis: Any = step.memory_analysis()
-    _agree(step(params, x_jax), torch_step(), module, x)
+    _agree(step(params, *batch), torch_step(), module, x)
     thunks: dict[str, Callable[[], object]] = {
-        "jsoftmax": functools.partial(_wait, step, params, x_jax),
+        "jsoftmax": functools.partial(_wait, step, params, *batch),
         "torch": torch_step,
     }
     if classes <= 100_000:
         kernel = jax.random.normal(jax.random.key(1), (FEATURES, classes)) / FEATURES**0.5
-        full = jax.jit(jax.value_and_grad(lambda x, k: jnp.mean(cross_entropy(x @ k, labels)), (0, 1)))
-        thunks["full softmax"] = functools.partial(_wait, full, x_jax, kernel)
+        full = jax.jit(jax.value_and_grad(lambda k, x, y: jnp.mean(cross_entropy(x @ k, y)), (0, 1)))
+        thunks["full softmax"] = functools.partial(_wait, full, kernel, *batch)
     samples = timing.rounds(thunks, *((5, 0.02) if quick else (11, 0.1)))
     found: dict[str, Any] = {
         "cutoffs": list(params.cutoffs),

@@ -135,3 +135,18 @@ def at_label(v: Array, labels: Array, axis_name: str | None = None) -> Array:
     # A gather is the cheaper on a CPU. Elsewhere it needs `v` in memory, and a comparison joins the
     # pass over the logits that is made anyway.
     return jax.lax.platform_dependent(v, labels, cpu=gathered, default=compared)
+
+
+def with_label(x: Array, labels: Array, value: Array) -> Array:
+    """`x`, `[rows, classes]`, with another entry at each label; a label of no class changes nothing."""
+
+    def compared(x: Array, labels: Array, value: Array) -> Array:
+        return jnp.where(is_label(x, labels, None), row(value), x)
+
+    def written(x: Array, labels: Array, value: Array) -> Array:
+        at = jnp.where((labels >= 0) & (labels < x.shape[-1]), labels, x.shape[-1])
+        rows = jnp.arange(x.shape[0], dtype=at.dtype)
+        return x.at[rows, at].set(value, mode="drop", unique_indices=True)
+
+    # A CPU writes the few entries more quickly than it compares them all.
+    return jax.lax.platform_dependent(x, labels, value, cpu=written, default=compared)

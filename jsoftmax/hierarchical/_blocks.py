@@ -6,7 +6,7 @@ no array of the size of the logits is ever stored, and made again for the backwa
 which no row is wanted is skipped: so a cluster that few rows are in is cheap, whatever the labels,
 with static shapes and in every AD mode. Under `vmap` over the labels nothing is skipped.
 
-Imports `dense`, `autodiff`, `_numerics`.
+Imports `dense`, `autodiff`, `_labels`, `_walks`, `_numerics`.
 """
 
 import math
@@ -16,8 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import row
+from jsoftmax._labels import at_label, class_ids, is_label, with_label
+from jsoftmax._numerics import row, upright
 from jsoftmax._typing import Array
+from jsoftmax._walks import careful_if
 from jsoftmax.autodiff import custom_vjp, scan_forgetting
 from jsoftmax.dense import cross_entropy
 
@@ -59,19 +61,18 @@ def _row_numbers(hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Ar
 
     def over_tile(x: Array, y: Array) -> tuple[Array, Array, Array]:
         def over_block(so_far: tuple[Array, Array, Array], block: Any) -> tuple[Any, None]:
-            m, others, at_label = so_far
-            v, is_label, local = _logits(x, y, block, kernel.shape[-1])
+            m, others, score = so_far
+            v, local = _logits(x, y, block, kernel.shape[-1])
             top = jnp.maximum(m, jax.lax.stop_gradient(jnp.max(v, axis=-1)))
-            e = jnp.where(is_label, 0, jnp.exp(v - row(top)))
-            others = others * jnp.exp(m - top) + jnp.sum(e, axis=-1)
-            found = jnp.take_along_axis(v, row(jnp.clip(local, 0, v.shape[-1] - 1)), -1, mode="clip")
             here = (local >= 0) & (local < v.shape[-1])
-            return (top, others, jnp.where(here, found[:, 0], at_label)), None
+            score = jnp.where(here, at_label(v, local), score)
+            others = others * jnp.exp(m - top) + _without_label(v, local, top, here, score)
+            return (top, others, score), None
 
         zero = jnp.full(y.shape, nothing)
         start = (zero + jnp.finfo(zero.dtype).min, zero, zero)
-        (m, others, at_label), _ = jax.lax.scan(over_block, start, blocks)
-        return jnp.where(y >= 0, at_label - m, 0), jnp.where(y >= 0, others, 0), m
+        (m, others, score), _ = jax.lax.scan(over_block, start, blocks)
+        return jnp.where(y >= 0, score - m, 0), jnp.where(y >= 0, others, 0), m
 
     def tile(_: None, operands: tuple[Array, Array]) -> tuple[None, Any]:
         x, y = operands
@@ -99,11 +100,11 @@ def _bwd(residuals: Any, cts: tuple[Array, Array, Array]) -> tuple[Any, ...]:
         block = i, _at(blocks, i)
 
         def added(d_block: Array, y: Array, x: Array, m: Array, *cts: Array) -> tuple[Array, Array]:
-            v, is_label, _ = _logits(x, y, block, kernel.shape[-1])
-            ct_gap, ct_others = (row(jnp.where(y >= 0, ct, 0)) for ct in cts)
-            d = jnp.where(is_label, ct_gap, ct_others * jnp.exp(v - row(m)))
+            v, local = _logits(x, y, block, kernel.shape[-1])
+            ct_gap, ct_others = (jnp.where(y >= 0, ct, 0) for ct in cts)
+            d = with_label(row(ct_others) * jnp.exp(v - row(m)), local, ct_gap)
             d_x = _dot(d, block[1].astype(d.dtype), 1, 1)
-            return d_block + _dot(_wanted(x, y), d, 0, 0), d_x
+            return d_block + _dot(upright(_wanted(x, y)), d, 1, 0), d_x
 
         def skipped(d_block: Array, *_: Array) -> tuple[Array, Array]:
             return d_block, jnp.full((height, width), nothing)
@@ -131,16 +132,29 @@ def _lean(step: Callable[..., Any]) -> Callable[..., Any]:
     return jax.checkpoint(step, prevent_cse=False)
 
 
-def _logits(x: Array, y: Array, block: Any, classes: int) -> tuple[Array, Array, Array]:
-    """The logits of a tile in a block, where its labels are among them, and their places."""
+def _logits(x: Array, y: Array, block: Any, classes: int) -> tuple[Array, Array]:
+    """The logits of a tile in a block, and the places of its labels, some outside of it."""
     number, kernel = block
     v = _dot(_wanted(x, y), kernel.astype(x.dtype), 1, 0)
     size = kernel.shape[-1]
-    local = y - number * size
-    ids = jax.lax.broadcasted_iota(jnp.int32, v.shape, 1)
     if classes % size:
-        v = jnp.where(ids < classes - number * size, v, -jnp.inf)
-    return v, ids == row(local), local
+        v = jnp.where(class_ids(v, None) < classes - number * size, v, -jnp.inf)
+    return v, y - number * size
+
+
+def _without_label(v: Array, local: Array, top: Array, here: Array, score: Array) -> Array:
+    """`Σ exp(v − top)` of the classes that are not the label.
+
+    XLA:CPU sums exponentials as it makes them, and stores what a comparison is made with first. So the
+    label's is taken from the sum of all, unless it is most of a sum.
+    """
+    whole = jnp.sum(jnp.exp(v - row(top)), axis=-1)
+    own = jnp.where(here, jnp.exp(jnp.where(here, score - top, 0)), 0)
+
+    def careful() -> Array:
+        return jnp.sum(jnp.where(is_label(v, local, None), 0, jnp.exp(v - row(top))), axis=-1)
+
+    return careful_if(own > whole / 2, careful, lambda: whole - own, None)
 
 
 def _wanted(x: Array, y: Array) -> Array:

@@ -22,14 +22,14 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax._labels import are_indices
-from jsoftmax._numerics import accumulator
+from jsoftmax._numerics import accumulator, upright
 from jsoftmax._rows import row_temperature
 from jsoftmax._typing import Array
 from jsoftmax._walks import total
 from jsoftmax.autodiff import custom_vjp, scan_forgetting
 from jsoftmax.linear._options import Dealt, Teacher
 from jsoftmax.linear._parts import Part, finished, moved, nothing, part_of, union, union_of_shards
-from jsoftmax.linear._walk import common, logits_of, narrowed, product, upright, without
+from jsoftmax.linear._walk import common, logits_of, narrowed, product, without
 from jsoftmax.statistics import Reduction, gradient, scores
 from jsoftmax.transforms import LogitTransform
 

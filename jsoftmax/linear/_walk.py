@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import accumulator, sharded_like
+from jsoftmax._numerics import accumulator, sharded_like, upright
 from jsoftmax._typing import Array
 from jsoftmax.autodiff import custom_vjp, scan_forgetting
 
@@ -117,16 +117,6 @@ def product(a: Array, b: Array, over: tuple[int, int], like: Array | None = None
         (((over[0],), (over[1],)), ((), ())),
         preferred_element_type=accumulator(dtype),
         out_sharding=jax.typeof(like).sharding if explicit else None,
-    )
-
-
-def upright(h: Array) -> Array:
-    """`hᵀ`, stored: XLA:CPU's fast products contract the last axis of what stands on the left.
-
-    Without the barrier the transposition would be a part of the product again, at half the speed.
-    """
-    return jax.lax.platform_dependent(
-        h, cpu=lambda h: jax.lax.optimization_barrier(h.T), default=lambda h: h.T
     )
 
 
