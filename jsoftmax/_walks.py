@@ -267,12 +267,11 @@ def by_chunks(function: Callable[..., Any], v: Array, *per_row: Array | None) ->
             put = jax.lax.dynamic_update_slice_in_dim
             return jax.tree.map(lambda whole, made: put(whole, made, at, 0), out, chunk(i))
 
-        # The first chunk says what comes out, and over which mesh axes it varies.
-        first = jax.tree.map(
-            lambda x: jnp.pad(x, ((0, rows - size),) + ((0, 0),) * (x.ndim - 1)),
-            chunk(jnp.zeros((), jnp.int32)),
-        )
-        out = jax.lax.fori_loop(1, -(-rows // size), step, first)
+        # Of this one only the types are read: they say over which mesh axes the numbers vary. XLA:CPU
+        # would store the constants of a chunk ahead of the loop, as large as the chunk.
+        like = chunk(jnp.zeros((), jnp.int32))
+        start = jax.tree.map(lambda x: jax.lax.full_like(x, 0, shape=(rows, *x.shape[1:])), like)
+        out = jax.lax.fori_loop(0, -(-rows // size), step, start)
         return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), out)
 
     return jax.lax.platform_dependent(v, *per_row, cpu=in_chunks, default=function)

@@ -143,7 +143,7 @@ def _in_support(p: Array, ct: Array) -> Array:
 
     def support(steep: float) -> Array:
         # In plain arithmetic, as in `Whole.slopes`, with numbers that no other reader has.
-        zero, one, factor = (jnp.asarray(x, accumulator(p.dtype)) for x in (0, 1, steep))
+        zero, one, factor = (jax.lax.full_like(p, x, accumulator(p.dtype), ()) for x in (0, 1, steep))
         held, zero, one, factor = behind((jax.lax.stop_gradient(p), zero, one, factor))
         return jnp.minimum(one, jnp.maximum(zero, wide(held) * factor))
 
