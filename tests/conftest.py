@@ -16,7 +16,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 # One in so many of the tests that are thinned out by default.
-PART = 16
+PART = 24
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -142,7 +142,7 @@ def test_kink_has_the_derivative_of_the_outside():
 # ---- losses ----
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("alpha", [1.0, *ALPHAS])
 def test_losses(alpha: float):
     losses_agree(alpha, alpha, alpha)

@@ -76,6 +76,7 @@ def equals_dense(chosen: set[str], soft: bool, mask: Any, prior: bool, chunk_siz
     close((got[0][0], got[1]), (expected[0][0], expected[1]))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("mask", [None, (CLASSES,), (7, 1), (7, CLASSES)], ids=str)
 def test_everything_at_once(mask: Any):
     equals_dense(set(OPTIONS), soft=mask == (7, 1), mask=mask, prior=True, chunk_size=3, seed=0)
@@ -98,6 +99,7 @@ def dense_mean(**given: Any) -> jax.Array:
     return jsoftmax.weighted_mean(loss, jnp.where(counting, given["weights"], 0))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     "order",
     [

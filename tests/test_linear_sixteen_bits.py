@@ -136,7 +136,7 @@ MODES: dict[str, Any] = {
 }
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("mode", MODES)
 def test_modes(mode: str):
     moving, labels = draw(323, jnp.bfloat16)

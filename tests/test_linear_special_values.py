@@ -78,7 +78,7 @@ BIASES = {
 }
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("mask", [None, [[True] * 5, [False] * 5, [True, False, True, True, False]]])
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.5, "label_smoothing": 0.2, "z_loss": 0.1}])

@@ -80,6 +80,7 @@ def in_shard_map(case: Case, call: Callable[..., Any], *axes: str) -> Callable[.
     return lambda **given: mapped(given)
 
 
+@pytest.mark.thin(2)
 @every_case
 def test_shard_map_over_rows(case: Case):
     call = in_shard_map(case, case.over_rows or case.call, "rows")

@@ -110,6 +110,7 @@ def check_multihost(results: dict[str, Any], text: str) -> None:
     assert text.splitlines()[-1].startswith(end)
 
 
+@pytest.mark.slow
 def test_chunked_head_gives_the_curve_of_the_dense_one(
     two_processes: tuple[dict[str, Any], str], finished: tuple[Path, str]
 ):

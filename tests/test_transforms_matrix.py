@@ -42,7 +42,7 @@ SECOND: dict[str, Callable[[Function, Any, Any], Any]] = {
 }
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(5)
 @every_case
 @pytest.mark.parametrize("how", FIRST)
 def test_first_order(how: str, case: Case):
@@ -55,7 +55,7 @@ def test_first_order(how: str, case: Case):
         agree(got, true.jacobian @ t if how in ("jvp", "linearize") else true.jacobian)
 
 
-@pytest.mark.thin(6)
+@pytest.mark.thin(9)
 @every_case
 @pytest.mark.parametrize("how", SECOND)
 def test_second_order(how: str, case: Case):
@@ -65,6 +65,7 @@ def test_second_order(how: str, case: Case):
     agree(got, true.hessian if "jac" in how else true.hessian @ t, 5e-5)
 
 
+@pytest.mark.thin(2)
 @every_case
 def test_third_order(case: Case):
     t = jnp.asarray(tangent(case))
@@ -169,7 +170,7 @@ def loop(phi: Function, x: Any, scales: Any) -> Any:
     return jax.lax.while_loop(lambda state: state[0] < 2, body, (0, jnp.zeros(())))[1]
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(5)
 @every_case
 @pytest.mark.parametrize("walk", [scan, fori, branches, mapped])
 def test_control_flow(walk: Callable[..., Any], case: Case):
@@ -225,7 +226,7 @@ def gradient(case: Case, inputs: Inputs) -> Inputs:
 SINGLE = [(case, name) for case in CASES for name in case.draws]
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(5)
 @pytest.mark.parametrize(("case", "name"), SINGLE, ids=[f"{c.name}-{n}" for c, n in SINGLE])
 def test_vmap_of_one_argument(case: Case, name: str):
     stacked, true = batch_of_two(case, (name,))

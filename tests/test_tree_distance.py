@@ -70,6 +70,7 @@ def test_distance_shapes():
     assert tree_distance(a[:0], b[:0], tree).shape == (0, 4)
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("decay", [0.0, 0.7, 200.0, 1e30])
 @pytest.mark.parametrize("name", TREES)
 def test_smoothing(name: str, decay: float):
