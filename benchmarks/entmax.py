@@ -147,7 +147,7 @@ def measure(
         result["by_torch"] = timing.ratio(samples["torch"], samples["jsoftmax"])[0]
     if by_optax:
         pair = {library: thunks[library] for library in ("jsoftmax", "optax")}
-        samples = timing.rounds(pair, 2 if large or quick else 3, 0.0)
+        samples = timing.rounds(pair, 2 if large or quick else 9, 0.0)
         result["ms"]["optax"] = statistics.median(samples["optax"])
         result["by_optax"] = timing.ratio(samples["optax"], samples["jsoftmax"])[0]
     some = ours(name)(x[:32].astype(jnp.float32))
