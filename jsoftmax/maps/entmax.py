@@ -113,7 +113,7 @@ def _entmax_fwd(n: int, narrow: bool, v: Array, *options: Array | None) -> tuple
     p = _entmax(n, False, v, *options)
     temperature, alpha, _ = options
     out = p.astype(v.dtype) if narrow else p
-    # Of a sparsemax only the support is read again, which bfloat16 keeps too: no float16.
+    # Of a sparsemax only the support is read again: bfloat16 keeps it too, float16 does not.
     kept = out if alpha is None and n == 1 and float(jnp.finfo(out.dtype).tiny) < 1e-30 else p
     return out, (jnp.zeros((), v.dtype) if temperature is None else v, temperature, alpha, kept)
 
