@@ -38,7 +38,7 @@ def _exact(dtype: jnp.dtype) -> float:
 
 def _near(dtype: jnp.dtype) -> float:
     """How far from 1 a sum may be that two steps more bring home, each squaring the error."""
-    return 1.7 * float(jnp.finfo(dtype).eps) ** 0.25
+    return float(jnp.finfo(dtype).eps) ** 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,14 +217,19 @@ def levels(
     sigma = zero + jnp.asarray(held.start(), g.dtype) if bound is None else bound
     columns = _COLUMNS[fold and g.shape[-1] >= _SHORT]
     if bound is None and fold and g.shape[-1] >= _FOLDS * columns:
-        sigma = _search(held, _column_maxima(g, columns), sigma, lambda excess: excess < 0.01)
-    sigma = _search(held, g, sigma, held.done)
-    steps = [sigma]
-    for _ in range(family.steps):
+        sigma = _bound(held, _column_maxima(g, columns), sigma, lambda excess: excess < 0.01)
+    sigma, step = _last_step(family, gaps, sigma)
+    careful = dominated and isinstance(family, Whole)
+    more = family.steps - (not careful)
+    steps = [sigma + step] if more else [sigma, step]
+    for _ in range(more):
         excess, slope = _sums(family, *behind((gaps, *steps)))
-        if dominated and isinstance(family, Whole):
+        if careful:
             excess = _excess(family.n, _above(gaps, *steps), excess)
         steps.append(family.step(excess, slope))
+    if isinstance(family, Whole) and family.n == 1:
+        # A step that is exact once the support is leaves nothing to divide by.
+        return Levels(tuple(steps), jnp.ones_like(zero))
     # Made again where they are used, rather than stored.
     total = jnp.sum(family.probabilities(_above(*behind((gaps, *steps)))), axis=-1)
     if isinstance(family, Whole):
@@ -242,7 +247,7 @@ def levels(
 def lower_bound(family: Whole, gaps: Array) -> Array:
     """The threshold of some classes, `[*batch]`: that of more classes is not below it."""
     start = jnp.full_like(gaps[..., 0], family.start())
-    return _search(family, gaps, start, family.done)
+    return _bound(family, gaps, start, family.done)
 
 
 def distribution(family: Family, gaps: Array, found: Levels) -> tuple[Array, Array]:
@@ -285,20 +290,45 @@ def _excess(n: int, y: Array, plain: Array) -> Array:
     return jnp.where(large, others + lacks, plain)
 
 
-def _search(family: Family, g: Array, sigma: Array, done: Callable[[Array], Array]) -> Array:
-    """Newton's steps from the left, until all rows are done or cannot move."""
+@jax.custom_jvp
+def _last_step(family: Family, gaps: Array, sigma: Array) -> tuple[Array, Array]:
+    """A `σ` to the left of the threshold, constant, and Newton's last step from there."""
+    return _search(family, gaps, sigma, family.done)
+
+
+@_last_step.defjvp
+def _last_step_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    out = sigma, _ = _last_step(*primals)
+
+    def step(family: Family, gaps: Array) -> Array:
+        return family.step(*_sums(family, gaps, sigma))
+
+    return out, (jnp.zeros_like(sigma), jax.jvp(step, primals[:2], tangents[:2])[1])
+
+
+def _bound(family: Family, g: Array, sigma: Array, done: Callable[[Array], Array]) -> Array:
+    """A threshold of rows that is not too high."""
+    sigma, step = _search(family, g, sigma, done)
+    return jnp.maximum(sigma, sigma + step)
+
+
+def _search(
+    family: Family, g: Array, sigma: Array, done: Callable[[Array], Array]
+) -> tuple[Array, Array]:
+    """Newton's steps from the left, until all rows are done or cannot move; the last is not taken."""
 
     def going(carry: Any) -> Array:
-        return jnp.any(carry[1]) & (carry[0] < _MAX_STEPS)
+        return jnp.any(carry[1])
 
     def step(carry: Any) -> Any:
-        count, active, sigma = carry
+        count, active, sigma, _ = carry
         excess, slope = _sums(family, g, sigma)
-        further = sigma + family.step(excess, slope)
-        moves = active & (further > sigma)
-        return count + 1, moves & ~done(excess), jnp.where(moves, further, sigma)
+        further = family.step(excess, slope)
+        moves = active & (sigma + further > sigma) & ~done(excess) & (count < _MAX_STEPS)
+        return count + 1, moves, jnp.where(moves, sigma + further, sigma), further
 
-    return jax.lax.while_loop(going, step, (0, jnp.ones_like(sigma, bool), sigma))[2]
+    start = 0, jnp.ones_like(sigma, bool), sigma, jnp.zeros_like(sigma)
+    return jax.lax.while_loop(going, step, start)[2:]
 
 
 def _column_maxima(g: Array, columns: int) -> Array:
