@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import behind, below, below_top, exponentials, row, unit, wide
+from jsoftmax._numerics import behind, below, below_top, exponentials, own, row, unit, wide
 from jsoftmax._typing import Array
 
 # Below this sum of exponentials, subtracting the maximum's 1 would cost more than 2 bits.
@@ -24,6 +24,9 @@ _DOMINATED = 1.5
 
 # Up to so many classes, one pass for two sums costs less than asking whether the second is needed.
 _FEW = 16
+
+# Where no more than one row in so many needs a pass, those are gathered for it.
+_SHARE = 16
 
 # What is gone through many times goes in chunks of rows of so many numbers, which a CPU's cache holds.
 _CACHED = 1 << 19
@@ -119,12 +122,14 @@ def rest_of(
         """The number of +inf; NaN if there is a NaN."""
 
         def term(v: Array) -> Array:
-            return jnp.where(v == jnp.inf, 1, jnp.where(jnp.isnan(v), jnp.nan, 0).astype(m.dtype))
+            # In plain arithmetic, as in `_plain`; a NaN is the second operand, which XLA:CPU returns.
+            one, largest = own(m, 1.0, float(jnp.finfo(m.dtype).max))
+            return jnp.minimum(one, jnp.maximum(largest, wide(v)) - largest)
 
         return total_of(term, axis_name, scores())
 
-    def others() -> Array:
-        return total_of(lambda v: _lower(v, m, c, temperature), axis_name, scores()) / top
+    def others(v: Array, m: Array, c: Array, temperature: Array | None, top: Array) -> Array:
+        return total_of(lambda v: _lower(v, m, c, temperature), axis_name, v) / top
 
     if isinstance(v.shape[-1], int) and v.shape[-1] <= _FEW:
         e = exponentials(v, c, temperature)
@@ -140,7 +145,10 @@ def rest_of(
         s = total_of(lambda v: _plain(v, m, c, temperature), axis_name, v)
         full = ~jnp.asarray(empty)
         s = jnp.where(full, _where_any((jnp.abs(m) == jnp.inf) & full, odd, s, axis_name), 1)
-        rest = _where_any((s < _DOMINATED) & full & matters, others, s - 1, axis_name)
+        flag = (s < _DOMINATED) & full & matters
+        rest = _where_some(
+            flag, others, lambda: (scores(), m, c, temperature, top), s - 1, v, axis_name
+        )
     s, m = _settled(s, m, empty)
     return _moving(s, jnp.where(s < _DOMINATED, rest, s - 1)), m
 
@@ -223,6 +231,37 @@ def _lower(v: Array, m: Array, c: Array, temperature: Array | None) -> Array:
 def _where_any(flag: Array, make: Callable[[], Array], other: Array, axis_name: str | None) -> Array:
     """`where(flag, make(), other)`; on a CPU `make` does not run where no row needs it."""
     return jnp.where(flag, careful_if(flag, make, lambda: other, axis_name), other)
+
+
+def _where_some(
+    flag: Array,
+    function: Callable[..., Array],
+    arguments: Callable[[], tuple[Array | None, ...]],
+    other: Array,
+    like: Array,
+    axis_name: str | None,
+) -> Array:
+    """`where(flag, function(*arguments()), other)`; on a CPU of few rows, if few need it."""
+    rows = other.size if isinstance(other.size, int) else 0
+    most = rows // _SHARE
+
+    def whole() -> Array:
+        return function(*arguments())
+
+    def few() -> Array:
+        ids = jax.lax.top_k(flag.reshape(-1).astype(other.dtype), most)[1]
+        some = jax.tree.map(lambda x: x.reshape(rows, *x.shape[flag.ndim :])[ids], arguments())
+        return other.reshape(-1).at[ids].set(function(*some)).reshape(other.shape)
+
+    def needed() -> Array:
+        count = jnp.sum(flag, dtype=jnp.int32)
+        several = (count > most).astype(jnp.int32)
+        return jax.lax.switch(jnp.sign(count) + several, (lambda: other, few, whole))
+
+    # Rows that lie on several devices are not gathered.
+    if axis_name or not most or any(jax.typeof(like).sharding.spec):
+        return _where_any(flag, whole, other, axis_name)
+    return jnp.where(flag, jax.lax.platform_dependent(cpu=needed, default=whole), other)
 
 
 def careful_if(

@@ -219,13 +219,13 @@ def levels(
     if bound is None and fold and g.shape[-1] >= _FOLDS * columns:
         sigma = _bound(held, _column_maxima(g, columns), sigma, lambda excess: excess < 0.01)
     sigma, step = _last_step(family, gaps, sigma)
-    careful = dominated and isinstance(family, Whole)
-    more = family.steps - (not careful)
+    careful = family.n if dominated and isinstance(family, Whole) else 0
+    more = family.steps - (careful == 0)
     steps = [sigma + step] if more else [sigma, step]
     for _ in range(more):
         excess, slope = _sums(family, *behind((gaps, *steps)))
         if careful:
-            excess = _excess(family.n, _above(gaps, *steps), excess)
+            excess = _excess(careful, _above(gaps, *steps), excess)
         steps.append(family.step(excess, slope))
     if isinstance(family, Whole) and family.n == 1:
         # A step that is exact once the support is leaves nothing to divide by.
