@@ -3,71 +3,74 @@
 `python -m benchmarks.middle [--quick] [--only REGEX] [--json FOLDER]`; the names that `--only` matches
 are those of the table's rows. Where cores are shared, the same program takes 12 ms in one minute and
 30 in the next, and one run says little about a target that is near. Each run here is a process of its
-own that makes one row of another benchmark; the runs of all rows take turns.
+own, which measures one row of another benchmark; the runs of all rows take turns.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
+import functools
+import multiprocessing
 import statistics
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks import report
+from benchmarks import adaptive, entmax, linear, report
 
-RUNS = 9
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RUNS = 7
 HEADER = ["", "middle", "least", "greatest", "runs that meet it", "target", "missed"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A row of a benchmark, the ratio in it that has a target, and the target."""
+    """A ratio of a row of a benchmark, its target, and how to measure it."""
 
-    benchmark: str
-    row: str
-    ratio: str
-    at_least: float | None = None
-    at_most: float | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.benchmark}: {self.row}, {self.ratio.replace('_', ' ')}"
+    name: str
+    measure: Callable[[], float]
+    at_least: float = 0
+    at_most: float = float("inf")
 
     @property
     def target(self) -> str:
-        return f"≥ {self.at_least:g}" if self.at_least is not None else f"≤ {self.at_most:g}"
+        return f"≥ {self.at_least:g}" if self.at_least else f"≤ {self.at_most:g}"
 
     def met(self, ratio: float) -> bool:
-        enough = self.at_least is None or ratio >= self.at_least
-        return enough and (self.at_most is None or ratio <= self.at_most)
+        return self.at_least <= ratio <= self.at_most
 
 
-LINES = (
-    Line("adaptive", "V = 100000", "by_torch", at_least=3),
-    Line("adaptive", "V = 1000000", "by_torch", at_least=2),
-    Line("entmax", "sparsemax gradient (4096, 1000) float32 constant", "by_optax", at_least=20),
-    Line("entmax", "sparsemax forward (4096, 1000) float32 constant", "by_optax", at_least=20),
-    Line("entmax", "sparsemax forward (64, 131072) bfloat16 uniform", "by_torch", at_least=1.3),
-    Line("entmax", "sparsemax gradient (64, 131072) bfloat16 uniform", "by_torch", at_least=1.3),
-    Line("linear", "1024x256x32000 float32", "against_products", at_most=1.05),
-    Line("linear", "2048x512x50257 float32", "against_products", at_most=1.05),
-    Line("linear", "512x256x128000 float32", "against_products", at_most=1.05),
-)
+def of_adaptive(classes: int) -> float:
+    adaptive.torch.set_num_threads(adaptive.THREADS)
+    found: Any = adaptive.measure(classes, quick=False)
+    return found["by_torch"]
 
 
-def run(line: Line) -> float:
-    """The ratio, as a process of its own finds it."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", f"benchmarks.{line.benchmark}"]
-        command += ["--only", f"^{re.escape(line.row)}$", "--json", folder]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        (path,) = Path(folder).glob("*.json")
-        return json.loads(path.read_text())["rows"][line.row][line.ratio]
+def of_entmax(name: str, ratio: str) -> float:
+    (cell,) = (cell for label, cell in entmax.cells(quick=False) if label == name)
+    return cell()[ratio]
+
+
+def lines() -> list[Line]:
+    """Those near enough to their targets for a run to say one thing and the next another."""
+    found = [Line("adaptive V = 100000 by torch", functools.partial(of_adaptive, 100_000), at_least=3)]
+    for gradient in ("forward", "gradient"):
+        for row, peer, least in (
+            ("(4096, 1000) float32 constant", "by_optax", entmax.LEAST_BY_OPTAX),
+            ("(64, 131072) bfloat16 uniform", "by_torch", entmax.LEAST_BY_TORCH),
+        ):
+            name = f"sparsemax {gradient} {row}"
+            measure = functools.partial(of_entmax, name, peer)
+            found.append(Line(f"{name} {peer.replace('_', ' ')}", measure, at_least=least))
+    for shape, dtype in (
+        ((1024, 256, 32_000), "float32"),
+        ((1024, 256, 32_000), "bfloat16"),
+        ((512, 256, 128_000), "float32"),
+    ):
+        name = f"linear {'x'.join(map(str, shape))} {dtype} by its products"
+        measure = functools.partial(linear.against_products, shape, dtype)
+        found.append(Line(name, measure, at_most=linear.MOST_BY_PRODUCTS))
+    return found
 
 
 def row(line: Line, ratios: list[float]) -> list[str]:
@@ -84,27 +87,26 @@ def row(line: Line, ratios: list[float]) -> list[str]:
 
 
 def main() -> None:
-    arguments = report.options(__doc__.splitlines()[0])
-    lines = [line for line in LINES if report.chosen(line.name, arguments)]
-    ratios: dict[Line, list[float]] = {line: [] for line in lines}
-    for _ in range(3 if arguments.quick else RUNS):
-        for line in lines:
-            ratios[line].append(run(line))
-            print(f"{line.name}: {ratios[line][-1]:.2f}", flush=True)
+    arguments = report.options((__doc__ or "").splitlines()[0])
+    chosen = [line for line in lines() if report.chosen(line.name, arguments)]
+    ratios: dict[str, list[float]] = {line.name: [] for line in chosen}
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for _ in range(3 if arguments.quick else RUNS):
+            for line in chosen:
+                ratios[line.name].append(pool.apply(line.measure))
+                print(f"{line.name}: {ratios[line.name][-1]:.2f}", flush=True)
     environment = report.environment()
     text = "\n\n".join(
         [
             "# Ratios that differ from run to run",
             report.headline(environment),
-            "Each run is a process that makes one row of another benchmark, whose table says what is "
-            "compared; the rows take turns. missed: targets, by the middle of the runs.",
-            report.markdown(HEADER, [row(line, found) for line, found in ratios.items()]),
+            "Each run is a process that measures one row of another benchmark, whose table says what "
+            "is compared; the rows take turns. missed: targets, by the middle of the runs.",
+            report.markdown(HEADER, [row(line, ratios[line.name]) for line in chosen]),
         ]
     )
     print("\n" + text)
-    found: dict[str, Any] = {
-        line.name: {"target": line.target, "ratios": ratios[line]} for line in lines
-    }
+    found = {line.name: {"target": line.target, "ratios": ratios[line.name]} for line in chosen}
     report.save("middle", {"environment": environment, "rows": found}, text, arguments)
 
 

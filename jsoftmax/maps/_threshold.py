@@ -181,7 +181,7 @@ class Levels(NamedTuple):
     # To subtract from the gaps one after the other, not their sum: where many small probabilities stand
     # beside a large one, the sum of those shows more digits than `σ` has.
     steps: tuple[Array, ...]
-    # The sum of the probabilities that this gives, NaN for a row that has none.
+    # What to divide the probabilities by: their sum, or 1 where that is exact. NaN for a row of none.
     total: Array
     # Those of rows with α > 2, where there may be some, as `steep_levels` returns them.
     steep: tuple[Array, Array, Array] | None = None
@@ -292,7 +292,10 @@ def _excess(n: int, y: Array, plain: Array) -> Array:
 
 @jax.custom_jvp
 def _last_step(family: Family, gaps: Array, sigma: Array) -> tuple[Array, Array]:
-    """A `σ` to the left of the threshold, constant, and Newton's last step from there."""
+    """A `σ` left of the threshold, constant, and Newton's step from there: the search's own last one.
+
+    Only its derivative is made anew.
+    """
     return _search(family, gaps, sigma, family.done)
 
 
