@@ -1,0 +1,47 @@
+"""The threshold's own derivatives: right where jax differentiates the map's body, not its rule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jsoftmax import entmax
+from jsoftmax.maps.entmax import distribution_of, solved
+
+ROW = jnp.array([0.3, 1.9, 1.2, -0.4, 1.6, 0.9])
+TEMPERATURE = 0.8
+
+
+def body(n: int, dominated: bool, v: jax.Array) -> jax.Array:
+    """The map of α = 1 + 1/n without its rule."""
+    temperature = jnp.full((1,), TEMPERATURE)
+    found = solved(n, dominated, v, temperature, None)
+    return distribution_of(n, v, temperature, None, None, found)[1]
+
+
+@pytest.mark.parametrize("dominated", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_first_and_second_order(n: int, dominated: bool) -> None:
+    def rule(v: jax.Array) -> jax.Array:
+        return entmax(v, 1 + 1 / n, temperature=TEMPERATURE)
+
+    def plain(v: jax.Array) -> jax.Array:
+        return body(n, dominated, v)
+
+    np.testing.assert_allclose(plain(ROW), rule(ROW), atol=1e-7)
+    for jacobian in (jax.jacfwd, jax.jacrev):
+        np.testing.assert_allclose(jacobian(plain)(ROW), jacobian(rule)(ROW), atol=2e-6)
+    second = jax.jacfwd(jax.jacfwd(plain))(ROW)
+    np.testing.assert_allclose(second, jax.jacfwd(jax.jacfwd(rule))(ROW), atol=2e-5)
+    assert np.abs(jax.jacfwd(rule)(ROW)).max() > 0.1
+
+
+def test_of_a_traced_alpha() -> None:
+    def plain(a: jax.Array) -> jax.Array:
+        found = solved(0, False, ROW, None, a)
+        return distribution_of(0, ROW, None, a, None, found)[1]
+
+    alpha = jnp.full((1,), 1.4)
+    expected = jax.jacfwd(lambda a: entmax(ROW, a[0]))(alpha)
+    np.testing.assert_allclose(jax.jacfwd(plain)(alpha), expected, atol=2e-6)
+    np.testing.assert_allclose(jax.jacrev(plain)(alpha), expected, atol=2e-6)
