@@ -291,8 +291,8 @@ def summary(
             report.headline(environment),
             "Milliseconds, medians of interleaved rounds; gradient: the map and its vjp of one "
             "cotangent. optax: `projection_simplex` under `vmap`; where its sort takes seconds, of "
-            "normal and constant scores only, and not the gradient of bfloat16, which it refuses. torch: the entmax "
-            f"package with the quickest k of {', '.join(str(k or 'all') for k in TOP)}. softmax: "
+            "normal and constant scores only, and not the gradient of bfloat16, which it refuses. "
+            f"torch: the entmax package with the quickest k of {', '.join(str(k or 'all') for k in TOP)}. softmax: "
             "`jax.nn.softmax`. by optax, by torch: their time by ours, so more is better; by softmax: "
             "our time by that of the softmax. support: mean number of classes above 0. temp: besides "
             "inputs and outputs, as the compiler plans it, ours and optax's. missed: targets (by "
