@@ -57,6 +57,7 @@ def lines() -> list[Line]:
     for gradient in ("forward", "gradient"):
         for row, peer, least in (
             ("(4096, 1000) float32 constant", "by_optax", entmax.LEAST_BY_OPTAX),
+            ("(1024, 32000) float32 constant", "by_optax", entmax.LEAST_BY_OPTAX),
             ("(64, 131072) bfloat16 uniform", "by_torch", entmax.LEAST_BY_TORCH),
         ):
             name = f"sparsemax {gradient} {row}"

@@ -23,10 +23,10 @@ _LONG, _BLOCK = 4096, 128
 
 
 def of_candidates(solve: Callable[..., Any], family: Whole, v: Array, temperature: Array | None) -> Any:
-    """`solve(v, temperature, bound)`: numbers per row that depend on the support alone.
+    """`solve(v, temperature, bound, m)`: numbers per row that depend on the support alone.
 
-    `bound` is a threshold that is not too high, or none. On a CPU, where the support of every row is in
-    a few blocks, `v` are the scores in those.
+    `bound` is a threshold that is not too high, `m` the largest score, or both are none. On a CPU, where
+    the support of every row is in a few blocks, `v` are the scores in those.
     """
     classes = v.shape[-1]
     known = all(isinstance(n, int) for n in v.shape) and classes >= _LONG
@@ -34,29 +34,30 @@ def of_candidates(solve: Callable[..., Any], family: Whole, v: Array, temperatur
     known &= jax.__version_info__ >= (0, 10)
     # Rows that lie on several devices stay there.
     if not known or any(jax.typeof(v).sharding.spec):
-        return solve(v, temperature, None)
+        return solve(v, temperature, None, None)
     size = next((b for b in range(_BLOCK, _BLOCK // 8, -1) if classes % b == 0), _BLOCK)
     # Few classes are in a sparsemax's support, more the nearer α is to 1.
     most = min(classes // size, 16 if family.n == 1 else 64)
 
     def of_blocks(v: Array, temperature: Array | None) -> Any:
         tops = _block_maxima(jax.lax.stop_gradient(v), size)
-        g = gaps(tops, maximum(tops), jax.lax.stop_gradient(temperature))
+        m = maximum(tops)
+        g = gaps(tops, m, jax.lax.stop_gradient(temperature))
         bound = lower_bound(family, g)
         # What is no number must not be left out.
         matters = ~(g <= row(bound))
         few = jnp.all(jnp.sum(matters, axis=-1) <= most)
 
-        def some(v: Array, temperature: Array | None, bound: Array) -> Any:
+        def some(v: Array, temperature: Array | None, bound: Array, m: Array) -> Any:
             blocks = row(jax.lax.top_k(matters.astype(g.dtype), most)[1])
             at = (blocks * size + jnp.arange(size)).reshape(*v.shape[:-1], most * size)
             scores = jnp.take_along_axis(v, at, axis=-1, mode="fill", fill_value=-jnp.inf)
-            return solve(scores, temperature, bound)
+            return solve(scores, temperature, bound, m)
 
-        return jax.lax.cond(few, some, solve, v, temperature, bound)
+        return jax.lax.cond(few, some, solve, v, temperature, bound, m)
 
     def of_all(v: Array, temperature: Array | None) -> Any:
-        return solve(v, temperature, None)
+        return solve(v, temperature, None, None)
 
     return jax.lax.platform_dependent(v, temperature, cpu=of_blocks, default=of_all)
 

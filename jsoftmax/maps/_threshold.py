@@ -93,9 +93,14 @@ class Whole:
         beyond = excess / sum((root**j for j in range(1, self.n)), jnp.ones_like(root))
         return self.n * beyond * ((1 + excess) / root) / slope
 
-    def done(self, excess: Array) -> Array:
-        """For n = 1 a step is exact once the support is; otherwise each squares the error."""
-        return excess <= (_exact if self.n == 1 else _near)(excess.dtype)
+    def done(self, excess: Array, slope: Array, before: Array) -> Array:
+        """For n = 1 a step is exact once it leaves the support as it is; otherwise each squares the error.
+
+        `before`: the slope ahead of the last step.
+        """
+        if self.n == 1:
+            return ((excess >= 0) & (excess <= _exact(excess.dtype))) | (slope == before)
+        return excess <= _near(excess.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,10 +167,11 @@ class Traced:
         ratio = jnp.where(tiny, 1 + w / 2 + w * w / 6, jnp.expm1(w) / jnp.where(tiny, 1, w))
         return log_s * ratio * jnp.exp((1 - a) * log_s) / slope
 
-    def done(self, excess: Array) -> Array:
-        """At α = 2 a step is exact once the support is; nearer to 1 each squares the error."""
-        dtype = excess.dtype
-        return excess <= jnp.where(self.a[..., 0] > 0.75, _exact(dtype), _near(dtype))
+    def done(self, excess: Array, slope: Array, before: Array) -> Array:
+        """At α = 2 as `Whole(1)`, near it by the same measure."""
+        a = self.a[..., 0]
+        near = excess <= jnp.where(a > 0.75, _exact(excess.dtype), _near(excess.dtype))
+        return jnp.where(a == 1, Whole(1).done(excess, slope, before), near)
 
 
 register(Whole)
@@ -217,11 +223,11 @@ def levels(
     sigma = zero + jnp.asarray(held.start(), g.dtype) if bound is None else bound
     columns = _COLUMNS[fold and g.shape[-1] >= _SHORT]
     if bound is None and fold and g.shape[-1] >= _FOLDS * columns:
-        sigma = _bound(held, _column_maxima(g, columns), sigma, lambda excess: excess < 0.01)
+        sigma = _bound(held, _column_maxima(g, columns), sigma, lambda excess, *_: excess < 0.01)
     sigma, step = _last_step(family, gaps, sigma)
     careful = family.n if dominated and isinstance(family, Whole) else 0
     more = family.steps - (careful == 0)
-    steps = [sigma + step] if more else [sigma, step]
+    steps = [sigma + step] if more and isinstance(family, Whole) else [sigma, step]
     for _ in range(more):
         excess, slope = _sums(family, *behind((gaps, *steps)))
         if careful:
@@ -309,29 +315,35 @@ def _last_step_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
     return out, (jnp.zeros_like(sigma), jax.jvp(step, primals[:2], tangents[:2])[1])
 
 
-def _bound(family: Family, g: Array, sigma: Array, done: Callable[[Array], Array]) -> Array:
-    """A threshold of rows that is not too high."""
+def _bound(family: Family, g: Array, sigma: Array, done: Callable[..., Array]) -> Array:
+    """A threshold of rows that is too high by no more than rounding."""
     sigma, step = _search(family, g, sigma, done)
     return jnp.maximum(sigma, sigma + step)
 
 
-def _search(
-    family: Family, g: Array, sigma: Array, done: Callable[[Array], Array]
-) -> tuple[Array, Array]:
-    """Newton's steps from the left, until all rows are done or cannot move; the last is not taken."""
+def _search(family: Family, g: Array, sigma: Array, done: Callable[..., Array]) -> tuple[Array, Array]:
+    """Newton's steps from the left, until all rows are done or cannot move; the last is not taken.
+
+    Where rounding carries a row over its threshold, it goes back float by float, and stays there.
+    """
 
     def going(carry: Any) -> Array:
         return jnp.any(carry[1])
 
     def step(carry: Any) -> Any:
-        count, active, sigma, _ = carry
+        count, active, back, sigma, _, before = carry
         excess, slope = _sums(family, g, sigma)
         further = family.step(excess, slope)
-        moves = active & (sigma + further > sigma) & ~done(excess) & (count < _MAX_STEPS)
-        return count + 1, moves, jnp.where(moves, sigma + further, sigma), further
+        over = excess < 0
+        moves = active & ~done(excess, slope, before) & (count < _MAX_STEPS)
+        moves &= over | ((sigma + further > sigma) & ~back)
+        # Less three quarters of the last digit: the float on the left.
+        there = sigma + jnp.where(over, 0.75 * float(jnp.finfo(sigma.dtype).eps) * sigma, further)
+        return count + 1, moves, over, jnp.where(moves, there, sigma), further, slope
 
-    start = 0, jnp.ones_like(sigma, bool), sigma, jnp.zeros_like(sigma)
-    return jax.lax.while_loop(going, step, start)[2:]
+    zero = jnp.zeros_like(sigma)
+    start = 0, zero == 0, zero != 0, sigma, zero, zero
+    return jax.lax.while_loop(going, step, start)[3:5]
 
 
 def _column_maxima(g: Array, columns: int) -> Array:

@@ -49,10 +49,14 @@ def solved(
     temperature: Array | None,
     alpha: Array | None,
     bound: Array | None = None,
+    m: Array | None = None,
 ) -> Solved:
-    """For `α = 1 + 1/n`, or for `alpha` `[*batch, 1]`; `dominated` and `bound` as in `levels`."""
+    """For `α = 1 + 1/n`, or for `alpha` `[*batch, 1]`; `dominated` and `bound` as in `levels`.
+
+    `m`: the maxima, where they are known.
+    """
     fold = jax.typeof(v).sharding.spec[-1:] in ((), (None,)) and isinstance(v.shape[-1], int)
-    m = maximum(v)
+    m = maximum(v) if m is None else m
     g = gaps(v, m, temperature)
     found = levels(_family(n, alpha), g, jnp.zeros_like(m), fold, dominated, bound)
     # Only beside +inf may several classes share a gap of 0 without sharing the row.
@@ -99,8 +103,8 @@ def _entmax(
 
     if alpha is None:
         # Products are quick to make again: of chunks come numbers per row alone.
-        def numbers(v: Array, temperature: Array | None, bound: Array | None) -> Solved:
-            return by_chunks(functools.partial(solved, n, False), v, temperature, None, bound)
+        def numbers(v: Array, temperature: Array | None, *known: Array | None) -> Solved:
+            return by_chunks(functools.partial(solved, n, False), v, temperature, None, *known)
 
         found = of_candidates(numbers, Whole(n), v, temperature)
         p = made(v, temperature, alpha, empty, found)
