@@ -25,8 +25,8 @@ _LONG, _BLOCK = 4096, 128
 def of_candidates(solve: Callable[..., Any], family: Whole, v: Array, temperature: Array | None) -> Any:
     """`solve(v, temperature, bound, m)`: numbers per row that depend on the support alone.
 
-    `bound` is a threshold that is not too high, `m` the largest score, or both are none. On a CPU, where
-    the support of every row is in a few blocks, `v` are the scores in those.
+    `bound` is a threshold that is not too high, `m` the largest score, or both are none. On a CPU,
+    where the support of every row is in a few blocks, `v` are the scores in those.
     """
     classes = v.shape[-1]
     known = all(isinstance(n, int) for n in v.shape) and classes >= _LONG
