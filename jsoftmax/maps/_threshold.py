@@ -94,7 +94,7 @@ class Whole:
         return self.n * beyond * ((1 + excess) / root) / slope
 
     def done(self, excess: Array, slope: Array, before: Array) -> Array:
-        """For n = 1 a step is exact that leaves the support as it is; for others each squares the error.
+        """For n = 1 a step is exact that leaves the support as it is; for others it squares the error.
 
         `before`: the slope ahead of the last step.
         """
