@@ -157,12 +157,12 @@ def broadcastable(function: str, name: str, shape: Shape, x: Shape, to: str) -> 
         )
 
 
-def per_row(function: str, name: str, x: Any, batch: Shape) -> None:
+def per_row(function: str, name: str, x: Any, batch: Shape, axes: str = "[*batch]") -> None:
     """Refuses a number that is neither one for all nor one per row."""
     number_like(function, name, x)
     if jnp.shape(x) not in ((), batch):
         raise ValueError(
-            f"{function}: {name} must be a scalar or have shape [*batch] = {list(batch)}, "
+            f"{function}: {name} must be a scalar or have shape {axes} = {list(batch)}, "
             f"got {list(jnp.shape(x))}; one value per row."
         )
 

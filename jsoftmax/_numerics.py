@@ -251,7 +251,7 @@ def upright(h: Array) -> Array:
     Without the barrier the transposition would be a part of the product again, at half the speed.
     """
     return jax.lax.platform_dependent(
-        h, cpu=lambda h: jax.lax.optimization_barrier(h.T), default=lambda h: h.T
+        h, cpu=lambda h: jax.lax.optimization_barrier(h.mT), default=lambda h: h.mT
     )
 
 

@@ -66,6 +66,24 @@ Y = np.zeros(4, np.int32)
             "row_gradients: labels must have an integer dtype, got float32; give every row one class.",
         ),
         (
+            lambda: hierarchical.row_gradients(H, K, Y, T, grouped=True),
+            ValueError,
+            "row_gradients: labels must have shape [*batch] = [] to match hidden [4, 5], got [4]; pass "
+            "one class index per row.",
+        ),
+        (
+            lambda: hierarchical.row_gradients(H[0], K, Y[0], T, grouped=True),
+            ValueError,
+            "row_gradients: hidden must have shape [*batch, group, features] if grouped, got [5]; give "
+            "each label a group of vectors.",
+        ),
+        (
+            lambda: hierarchical.row_gradients(H[:, None], K, Y, T, weights=H[:, 0], grouped=True),
+            ValueError,
+            "row_gradients: weights must be a scalar or have shape [*batch, group] = [4, 1], got [4]; "
+            "one value per row.",
+        ),
+        (
             lambda: hierarchical.apply_row_updates(K, Y, H[:, :2]),
             ValueError,
             "apply_row_updates: updates must have shape [touched, features] = [4, 5] to match rows and "

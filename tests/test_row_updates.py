@@ -52,6 +52,59 @@ def test_row_gradients_add_up_to_the_dense_gradient(name: str, options: tuple[st
             np.testing.assert_allclose(summed, expected, rtol=1e-5, atol=1e-6)
 
 
+@every_tree
+@pytest.mark.parametrize("options", [(), ("node_bias", "class_weights", "weights", "ignore_index")])
+def test_groups_are_their_vectors_one_by_one(name: str, options: tuple[str, ...]):
+    """Also in two batch axes, and with labels that are no class."""
+    tree, rng = TREES[name], np.random.default_rng(3)
+    _, kernel, bias, y = draw(tree)
+    y = np.append(y[:5], -7).reshape(2, 3)
+    h = rng.standard_normal((2, 3, 4, FEATURES)).astype(np.float32)
+    all_options = {
+        "node_bias": bias,
+        "class_weights": rng.uniform(0.5, 2, tree.num_classes).astype(np.float32),
+        "weights": rng.uniform(0.5, 2, (2, 3, 4)).astype(np.float32),
+        "ignore_index": int(y[0, 0]),
+    }
+    given = {option: all_options[option] for option in options}
+    got = hierarchical.row_gradients(h, kernel, y, tree, grouped=True, **given)
+    each = hierarchical.row_gradients(h, kernel, np.repeat(y[..., None], 4, -1), tree, **given)
+    np.testing.assert_allclose(got.loss, each.loss, rtol=1e-6)
+    np.testing.assert_allclose(got.d_hidden, each.d_hidden, rtol=1e-5, atol=1e-6)
+
+    def summed(values: Any, rows: Any) -> Any:
+        return jnp.zeros((tree.num_rows, *values.shape[1:])).at[rows].add(values)
+
+    for ours, theirs in zip(jax.tree.leaves(got.values), jax.tree.leaves(each.values), strict=True):
+        expected = summed(theirs, each.rows)
+        np.testing.assert_allclose(summed(ours, got.rows), expected, rtol=1e-5, atol=2e-6)
+
+
+def test_groups_under_transforms():
+    """A derivative of the gradient, and vmap, as of single vectors."""
+    tree = TREES["huffman"]
+    _, kernel, _, y = draw(tree)
+    y, h = y[:3], np.random.default_rng(4).standard_normal((3, 2, FEATURES)).astype(np.float32)
+
+    def pulled(h: Any, y: Any, grouped: bool) -> Any:
+        got = hierarchical.row_gradients(h, kernel, y, tree, grouped=grouped)
+        summed = jnp.zeros_like(kernel).at[got.rows].add(got.values)
+        return got.loss, got.d_hidden, summed
+
+    def single(h: Any, y: Any) -> Any:
+        return pulled(h, jnp.repeat(y[..., None], 2, -1), False)
+
+    read = hierarchical.row_gradients(h, kernel, y, tree, grouped=True).rows
+    assert set(read.tolist()) <= set(range(tree.num_rows))
+    assert read.size <= 3 * tree.depth
+    grouped = functools.partial(pulled, grouped=True)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6)
+    tangents = jax.jvp(lambda h: grouped(h, y), (h,), (h[::-1],))
+    jax.tree.map(close, tangents, jax.jvp(lambda h: single(h, y), (h,), (h[::-1],)))
+    h, y = np.stack([h, 2 * h]), np.stack([y, y[::-1]])
+    jax.tree.map(close, jax.vmap(grouped)(h, y), jax.vmap(single)(h, y))
+
+
 def trained(optimizer: Any, steps: int, with_bias: bool, every_row: bool = False) -> tuple[Any, Any]:
     """Some steps by rows, and as many with optax and the dense gradient."""
     tree = TREES["balanced by 3" if every_row else "huffman"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.collections import LineCollection
 
+from jsoftmax.hierarchical._edges import path
 from jsoftmax.hierarchical.build import balanced_tree, huffman_tree, two_level_tree
 from jsoftmax.hierarchical.taxonomies import tree_from_names, tree_from_parents
 from jsoftmax.hierarchical.tree import Tree
@@ -24,6 +26,18 @@ mpl.use("Agg")
 
 
 COUNTS = st.lists(st.integers(1, 60), min_size=2, max_size=14)
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_ways_are_the_same_where_they_are_walked(name: str):
+    tree = TREES[name]()
+    walked, everywhere = dataclasses.replace(tree, paths=None), jnp.arange(tree.num_nodes)
+    np.testing.assert_array_equal(path(walked, everywhere), path(tree, everywhere))
+
+
+def test_ways_of_a_large_tree_are_walked():
+    assert balanced_tree(100_000).paths is not None
+    assert balanced_tree(200_000).paths is None
 
 
 def check_fields(tree: Tree) -> None:
@@ -54,6 +68,11 @@ def check_fields(tree: Tree) -> None:
     classes = np.asarray(tree.class_at)
     assert [classes[position[leaf]] for leaf in leaves] == list(range(len(leaves)))
     assert (classes >= 0).sum() == len(leaves)
+
+    assert tree.paths is not None
+    for p, node in enumerate(order):
+        way = sorted(position[above_it] for above_it in ways[node])[1:]
+        assert tree.paths[p].tolist() == way + [0] * (tree.depth - len(way))
 
     depths = [len(ways[node]) - 1 for node in order]
     assert depths == sorted(depths)

@@ -18,12 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import accumulator
+from jsoftmax._numerics import accumulator, upright
 from jsoftmax._typing import Array
 from jsoftmax.autodiff import custom_vjp
 from jsoftmax.dense import cross_entropy
 from jsoftmax.hierarchical.tree import Tree
-from jsoftmax.losses.logistic import logistic_cost
+from jsoftmax.losses.logistic import yes_cost
 from jsoftmax.maps import log_softmax
 
 # A row gathered, with its gradient, costs an example as much as so many rows of a matmul.
@@ -39,9 +39,10 @@ def all_scores(hidden: Array, kernel: Array, bias: Array | None) -> Array:
 
 @functools.partial(custom_vjp, nondiff_argnums=(4,))
 def some_scores(hidden: Array, kernel: Array, bias: Array | None, rows: Array, front: int) -> Array:
-    """The scores of the first `front` rows and of `rows` `[n, some]`: `[n, front + some]`.
+    """The scores of the first `front` rows and of `rows` `[n, some]`: `[n, group, front + some]`.
 
-    Its rule keeps its arguments alone, not the gathered rows.
+    `hidden` `[n, group, features]`: those of a group are scored by the same rows, gathered once. The
+    rule keeps the arguments alone, not the gathered rows.
     """
     dtype = accumulator(hidden.dtype)
     parts = []
@@ -49,15 +50,15 @@ def some_scores(hidden: Array, kernel: Array, bias: Array | None, rows: Array, f
         head = None if bias is None else bias[:front]
         parts.append(all_scores(hidden, kernel[:front], head))
     if rows.shape[1] or not front:
-        own = jnp.einsum("nf,nrf->nr", hidden, kernel[rows], preferred_element_type=dtype)
-        parts.append(own if bias is None else own + bias[rows].astype(dtype))
+        own = jnp.einsum("ngf,nrf->ngr", hidden, kernel[rows], preferred_element_type=dtype)
+        parts.append(own if bias is None else own + bias[rows][:, None].astype(dtype))
     return jnp.concatenate(parts, axis=-1)
 
 
 def hidden_gradient(ct: Array, kernel: Array, rows: Array, front: int) -> Array:
     """The gradient of the hidden vectors from that of `some_scores`, in its dtype."""
     own, shared = kernel[rows].astype(ct.dtype), kernel[:front].astype(ct.dtype)
-    return ct[:, :front] @ shared + jnp.einsum("nr,nrf->nf", ct[:, front:], own)
+    return ct[..., :front] @ shared + jnp.einsum("ngr,nrf->ngf", ct[..., front:], own)
 
 
 def touched(ct: Array, hidden: Array, rows: Array, front: int) -> tuple[Array, Array]:
@@ -66,11 +67,12 @@ def touched(ct: Array, hidden: Array, rows: Array, front: int) -> tuple[Array, A
     at, values = [], []
     if front:
         at.append(jnp.arange(front, dtype=rows.dtype))
-        values.append(ct[:, :front].T @ wide)
+        values.append(jnp.einsum("ngs,ngf->sf", ct[..., :front], wide))
     # No array without elements: before jax 0.8 one has no gradient inside `shard_map`.
     if rows.shape[1] or not front:
         at.append(rows.reshape(-1))
-        values.append((ct[:, front:, None] * wide[:, None, :]).reshape(-1, hidden.shape[-1]))
+        own = jnp.einsum("nrg,ngf->nrf", upright(ct[..., front:]), wide)
+        values.append(own.reshape(-1, wide.shape[-1]))
     return jnp.concatenate(at), jnp.concatenate(values)
 
 
@@ -80,7 +82,7 @@ def _some_scores_bwd(front: int, residuals: Any, ct: Array) -> tuple[Any, ...]:
     d_kernel = jnp.zeros(kernel.shape, ct.dtype).at[at].add(values)
     d_bias = None
     if bias is not None:
-        _, numbers = touched(ct, jnp.ones((hidden.shape[0], 1), ct.dtype), rows, front)
+        _, numbers = touched(ct, jnp.ones_like(hidden[..., :1], ct.dtype), rows, front)
         d_bias = jnp.zeros(bias.shape, ct.dtype).at[at].add(numbers[:, 0])
     return hidden_gradient(ct, kernel, rows, front), d_kernel, d_bias, None
 
@@ -96,6 +98,8 @@ some_scores.defvjp(
 
 def path(tree: Tree, position: Array) -> Array:
     """The positions on the way from the root to a node: `[*batch, depth]`, 0 behind its end."""
+    if tree.paths is not None:
+        return tree.paths[position]
 
     def step(at: Array, level_start: Array) -> tuple[Array, Array]:
         here = at >= level_start
@@ -105,44 +109,55 @@ def path(tree: Tree, position: Array) -> Array:
     return jnp.moveaxis(jax.lax.scan(step, position, starts, reverse=True)[1], 0, -1)
 
 
-def along(tree: Tree, position: Array) -> tuple[Array, int, Callable[[Array], Array]]:
-    """How to score the ways from the root to some nodes, `[n]`.
+def along(tree: Tree, position: Array, group: int = 1) -> tuple[Array, int, Callable[[Array], Array]]:
+    """How to score the ways from the root to some nodes, `[n]`, for a group of vectors each.
 
     Returns:
-        The `rows` and the `front` for `some_scores`, and a function from those scores to `−log p` of
-        each node, `[n]`.
+        The `rows` and the `front` for `some_scores`, and a function from those scores, `[n · group,
+        …]`, to `−log p` of each node, `[n · group]`.
     """
     steps = path(tree, position)
     valid = steps > 0
     ends = [(end - 1) // (2 if tree.binary else 1) for end in tree.level_ends]
     gathered = [1 if tree.binary else width for width in tree.widths]
     shared = 0
-    while shared < tree.depth and ends[shared + 1] - ends[shared] <= _GATHERED * gathered[shared]:
+    while shared < tree.depth and (
+        (ends[shared + 1] - ends[shared]) * group <= _GATHERED * gathered[shared]
+    ):
         shared += 1
     front = ends[shared]
 
+    def each(*arrays: Array) -> list[Array]:
+        return [jnp.repeat(x, group, axis=0) if group > 1 else x for x in arrays]
+
     if tree.binary:
         rows = jnp.where(valid, (steps - 1) // 2, 0)
+        valid, first, seen = each(valid, steps % 2 == 1, rows[:, :shared])
 
         def cost(scores: Array) -> Array:
-            known = jnp.take_along_axis(scores, rows[:, :shared], axis=1)
+            known = jnp.take_along_axis(scores, seen, axis=1)
             known = jnp.concatenate([known, scores[:, front:]], axis=1)
-            first = (steps % 2).astype(scores.dtype)
-            return jnp.sum(jnp.where(valid, logistic_cost(known, first), 0), axis=1)
+            signed = jnp.where(first, known, -known)
+            return jnp.sum(jnp.where(valid, yes_cost(signed), 0), axis=1)
 
         return rows[:, shared:], front, cost
 
     parents = jnp.concatenate([jnp.zeros_like(steps[:, :1]), steps[:, :-1]], axis=1)
     first, end = tree.offsets[parents], tree.offsets[parents + 1]
     # Levels about as wide go together: the widest of all would pad a deep tree to many times its size.
-    runs = []
+    runs, gather = [], [steps[:, :0]]
     for _, run in itertools.groupby(range(tree.depth), lambda level: tree.widths[level].bit_length()):
         levels = list(run)
         at = slice(levels[0], levels[-1] + 1)
         siblings = first[:, at, None] + jnp.arange(max(tree.widths[at]), dtype=jnp.int32)
         # Behind the end of a way there are none: what stands there must not reach a gradient.
         real = (siblings < end[:, at, None]) & valid[:, at, None]
-        runs.append((levels, at, jnp.where(real, siblings - 1, 0), real))
+        rows = jnp.where(real, siblings - 1, 0)
+        gather += [
+            rows[:, i, : tree.widths[level]] for i, level in enumerate(levels) if level >= shared
+        ]
+        runs.append((levels, at, *each(rows, real)))
+    chosen, valid = each(jnp.where(valid, steps - first, 0), valid)
 
     def cost(scores: Array) -> Array:
         start, total = front, jnp.zeros(scores.shape[:1], scores.dtype)
@@ -155,25 +170,17 @@ def along(tree: Tree, position: Array) -> tuple[Array, int, Callable[[Array], Ar
                     width = tree.widths[level]
                     own, start = scores[:, start : start + width], start + width
                     known.append(jnp.pad(own, ((0, 0), (0, rows.shape[2] - width))))
-            chosen = jnp.where(valid[:, at], steps[:, at] - first[:, at], 0)
-            edges = cross_entropy(jnp.stack(known, axis=1), chosen, where=real)
+            edges = cross_entropy(jnp.stack(known, axis=1), chosen[:, at], where=real)
             total += jnp.sum(jnp.where(valid[:, at], edges, 0), axis=1)
         return total
 
-    gather = [
-        rows[:, i, : tree.widths[level]]
-        for levels, _, rows, _ in runs
-        for i, level in enumerate(levels)
-        if level >= shared
-    ]
-    return jnp.concatenate([steps[:, :0], *gather], axis=1), front, cost
+    return jnp.concatenate(gather, axis=1), front, cost
 
 
 def everywhere(scores: Array, tree: Tree) -> Array:
     """The log-probabilities of all edges, `[*batch, nodes − 1]`, from `all_scores`."""
     if tree.binary:
-        both = jnp.stack([-logistic_cost(scores, jnp.ones_like(scores)),
-                          -logistic_cost(scores, jnp.zeros_like(scores))], axis=-1)  # fmt: skip
+        both = -jnp.stack([yes_cost(scores), yes_cost(-scores)], axis=-1)
         return both.reshape(*scores.shape[:-1], tree.num_nodes - 1)
     start, edges = 0, []
     for families, width in tree.groups:

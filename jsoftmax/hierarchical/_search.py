@@ -202,10 +202,13 @@ def _children(
 def _scores(hidden: Array, kernel: Array, bias: Array | None, rows: Array) -> Array:
     """The scores of rows `[n, m, some]`."""
     n, m, some = rows.shape
+
+    def at(rows: Array) -> Array:
+        return some_scores(hidden[:, None], kernel, bias, rows, 0)[:, 0]
+
     if m * some <= _AT_ONCE:
-        return some_scores(hidden, kernel, bias, rows.reshape(n, m * some), 0).reshape(rows.shape)
-    each = jax.lax.map(lambda at: some_scores(hidden, kernel, bias, at, 0), jnp.moveaxis(rows, 1, 0))
-    return jnp.moveaxis(each, 0, 1)
+        return at(rows.reshape(n, m * some)).reshape(rows.shape)
+    return jnp.moveaxis(jax.lax.map(at, jnp.moveaxis(rows, 1, 0)), 0, 1)
 
 
 def _runs(tree: Tree) -> list[tuple[int, int]]:

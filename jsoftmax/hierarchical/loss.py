@@ -180,7 +180,8 @@ def _loss(
     ignored = y == ignore_index if ignore_index is not None else None
     hidden, position = rows_and_positions(hidden, y, tree, ignored, nodes)
     rows, front, cost = along(tree, position)
-    loss = cost(counted(some_scores(hidden, kernel, bias, rows, front), ignored)).reshape(y.shape)
+    scores = some_scores(hidden[:, None], kernel, bias, rows, front)[:, 0]
+    loss = cost(counted(scores, ignored)).reshape(y.shape)
     return settled(loss, y, tree, weights, ignored, nodes)
 
 
@@ -194,12 +195,18 @@ def _log_probs(hidden: Array, kernel: Array, tree: Tree, bias: Array | None, *, 
 def rows_and_positions(
     hidden: Array, labels: Array, tree: Tree, ignored: Array | None, nodes: bool
 ) -> tuple[Array, Array]:
-    """Hidden vectors `[n, features]`, 0 where ignored, and where their labels are in the tree."""
+    """Hidden vectors `[n, …, features]`, 0 where ignored, and where their labels are in the tree."""
     if ignored is not None:
         # The whole row, not only its loss: 0 · NaN would reach the gradient.
-        hidden = jnp.where(row(ignored), 0, hidden)
+        hidden = without(ignored, hidden)
     ids = labels.reshape(-1) if nodes else tree.leaves.at[labels.reshape(-1)].get(mode="clip")
-    return hidden.reshape(-1, hidden.shape[-1]), tree.position.at[ids].get(mode="clip")
+    vectors = hidden.reshape(labels.size, *hidden.shape[labels.ndim :])
+    return vectors, tree.position.at[ids].get(mode="clip")
+
+
+def without(ignored: Array, x: Array) -> Array:
+    """`x` `[*batch, …]`, 0 where ignored `[*batch]`."""
+    return jnp.where(ignored.reshape(*ignored.shape, *(1 for _ in x.shape[ignored.ndim :])), 0, x)
 
 
 def counted(scores: Array, ignored: Array | None) -> Array:
@@ -225,6 +232,7 @@ def checked(
     node_bias: ArrayLike | None,
     class_weights: ArrayLike | None = None,
     nodes: bool = False,
+    grouped: bool = False,
 ) -> tuple[Array, Array, Array]:
     """The arguments as arrays, once all that is static about them fits."""
     h = _checks.array(name, "hidden", hidden)
@@ -239,8 +247,14 @@ def checked(
         _checks.vector(name, "class_weights", class_weights, "classes", tree.num_classes)
     if labels is None:
         return h, kernel, h
-    y, batch = _checks.array(name, "labels", labels), h.shape[:-1]
     _checks.flag(name, "nodes", nodes)
+    _checks.flag(name, "grouped", grouped)
+    if grouped and h.ndim < 2:
+        raise ValueError(
+            f"{name}: hidden must have shape [*batch, group, features] if grouped, got "
+            f"{list(h.shape)}; give each label a group of vectors."
+        )
+    y, batch = _checks.array(name, "labels", labels), h.shape[: -2 if grouped else -1]
     soft = (*batch, tree.num_nodes if nodes else tree.num_classes)
     indices = _checks.labels(name, soft, batch, y, f"hidden {list(h.shape)}")
     if nodes and (class_weights is not None or not indices):

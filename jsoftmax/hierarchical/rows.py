@@ -16,10 +16,10 @@ from jax.sharding import PartitionSpec
 
 from jsoftmax import _checks
 from jsoftmax._labels import comparable
-from jsoftmax._numerics import by_rows, row, widened
+from jsoftmax._numerics import by_rows, widened
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._edges import along, hidden_gradient, some_scores, touched
-from jsoftmax.hierarchical.loss import checked, counted, rows_and_positions, settled
+from jsoftmax.hierarchical.loss import checked, counted, rows_and_positions, settled, without
 from jsoftmax.hierarchical.tree import Tree
 
 
@@ -27,8 +27,8 @@ class RowGradients(NamedTuple):
     """What a batch says of the tree's rows.
 
     Attributes:
-        loss: `[*batch]`, in nats.
-        d_hidden: `[*batch, features]`, in the dtype of `hidden`.
+        loss: `[*batch]`, in nats; of groups `[*batch, group]`.
+        d_hidden: `[*batch, features]`, in the shape and dtype of `hidden`.
         rows: `[touched]`, int32: rows of `node_kernel`, a row as often as it was read.
         values: `[touched, features]`, float32 or wider: summed by row, the gradient of
             `node_kernel`. With a bias, a pair: this, and `[touched]` for `node_bias`.
@@ -51,6 +51,7 @@ def row_gradients(
     class_weights: ArrayLike | None = None,
     ignore_index: int | None = None,
     nodes: bool = False,
+    grouped: bool = False,
 ) -> RowGradients:
     r"""The loss of `hierarchical_cross_entropy` and its gradient, of `node_kernel` by touched rows.
 
@@ -60,20 +61,28 @@ def row_gradients(
     `apply_row_updates`: the work is O(batch · depth), whatever the number of classes. For some
     thousand classes, or where optax should see the gradient, differentiate the loss instead.
 
+    Where several vectors predict one class, as the words around a word do in skip-gram, `grouped` reads
+    and updates the rows of a class once for all of them: about twice as quick for groups of ten.
+
     Args:
-        hidden: `[*batch, features]`, floating; computed in float32 or wider.
+        hidden: `[*batch, features]`, floating; computed in float32 or wider. If `grouped`, `[*batch,
+            group, features]`.
         node_kernel: `[tree.num_rows, features]`, floating.
         labels: Class indices `[*batch]`.
         tree: The tree.
         node_bias: `[tree.num_rows]`, added to the scores.
-        weights: `[*batch]` or a scalar, `w`, 1 by default: `1 / rows` gives the gradient of a mean.
+        weights: `[*batch]` or a scalar, `w`, 1 by default: `1 / rows` gives the gradient of a mean, and
+            minus a learning rate the updates of plain gradient descent. If `grouped`, `[*batch,
+            group]`, with 0 for the padding of groups that are not full.
         class_weights: `[classes]`: the loss of a class is multiplied with its weight.
         ignore_index: Rows with this label cost 0 and have no gradient.
         nodes: Whether labels are nodes of the tree, as in `tree.parents`.
+        grouped: Whether each label is that of a group of vectors.
 
     Returns:
         `(loss, d_hidden, rows, values)`, the losses without `weights`; NaN, value and gradients, for
-        a label that is no class.
+        a label that is no class. If `grouped`, `loss` is `[*batch, group]`, and `values` are sums over
+        the groups.
 
     Gradient: it is one; it can be differentiated again in `hidden`, `node_kernel` and `node_bias`.
 
@@ -95,10 +104,13 @@ def row_gradients(
     """
     name = "row_gradients"
     labels, ignore_index = comparable(name, labels, ignore_index)
-    h, kernel, y = checked(name, hidden, node_kernel, labels, tree, node_bias, class_weights, nodes)
+    h, kernel, y = checked(
+        name, hidden, node_kernel, labels, tree, node_bias, class_weights, nodes, grouped
+    )
     _checks.indices_only(name, "labels", y, "give every row one class.")
     if weights is not None:
-        _checks.per_row(name, "weights", weights, y.shape)
+        axes = "[*batch, group]" if grouped else "[*batch]"
+        _checks.per_row(name, "weights", weights, h.shape[:-1], axes)
     return _row_gradients(
         h, kernel, y, tree, node_bias, weights, class_weights, ignore_index, nodes=nodes
     )
@@ -126,21 +138,27 @@ def _row_gradients(
     y = widened(labels)
     ignored = y == ignore_index if ignore_index is not None else None
     vectors, position = rows_and_positions(hidden, y, tree, ignored, nodes)
-    rows, front, cost = along(tree, position)
+    # One vector is a group too.
+    vectors = vectors if vectors.ndim == 3 else vectors[:, None]
+    group = vectors.shape[1]
+    rows, front, cost = along(tree, position, group)
 
-    def loss_of(scores: Array) -> Array:
-        loss = cost(counted(scores, ignored)).reshape(y.shape)
-        return settled(loss, y, tree, class_weights, ignored, nodes)
+    ys = jnp.repeat(y.reshape(-1), group)
+    left_out = None if ignored is None else jnp.repeat(ignored.reshape(-1), group)
+
+    def losses_of(scores: Array) -> Array:
+        loss = cost(counted(scores.reshape(-1, scores.shape[-1]), left_out))
+        return settled(loss, ys, tree, class_weights, left_out, nodes).reshape(hidden.shape[:-1])
 
     scores = some_scores(vectors, kernel, bias, rows, front)
-    loss, pull = jax.vjp(loss_of, scores)
+    loss, pull = jax.vjp(losses_of, scores)
     ct = jnp.broadcast_to(jnp.asarray(1 if weights is None else weights, loss.dtype), loss.shape)
     (ct,) = pull(ct)
     d_hidden = hidden_gradient(ct, kernel, rows, front).astype(hidden.dtype).reshape(hidden.shape)
-    d_hidden = d_hidden if ignored is None else jnp.where(row(ignored), 0, d_hidden)
+    d_hidden = d_hidden if ignored is None else without(ignored, d_hidden)
     at, values = touched(ct, vectors, rows, front)
     if bias is not None:
-        values = values, touched(ct, jnp.ones_like(vectors[:, :1]), rows, front)[1][:, 0]
+        values = values, touched(ct, jnp.ones_like(vectors[..., :1]), rows, front)[1][:, 0]
     return RowGradients(loss, d_hidden, at, values)
 
 
@@ -204,4 +222,7 @@ def apply_row_updates(node_kernel: Any, rows: ArrayLike, updates: Any) -> Any:
 @jax.jit
 def _added(x: Array, rows: Array, updates: Array) -> Array:
     rows = jnp.where(rows < 0, x.shape[0], rows)
-    return x.at[rows].add(updates.astype(x.dtype), mode="drop")
+    # As windows of one row, which XLA:CPU scatters as they are: rows without that axis it copies first.
+    windows = jax.lax.ScatterDimensionNumbers(tuple(range(1, x.ndim + 1)), (), (0,))
+    updates = updates[:, None].astype(x.dtype)
+    return jax.lax.scatter_add(x, rows[:, None], updates, windows, mode="drop")

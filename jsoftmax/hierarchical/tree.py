@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _MOST_DRAWN = 200
 
+# The ways to all nodes are kept if they are so many numbers: 16 MB.
+_MOST_KEPT = 1 << 22
+
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Tree:
@@ -42,6 +45,8 @@ class Tree:
             `offsets[i + 1]`.
         class_at: [nodes], int32: the class of the leaf at each position, −1 for inner nodes.
         families: [inner nodes], int32: the positions of the inner nodes, those of few children first.
+        paths: [nodes, depth], int32: the positions on the way to the node at each position, below the
+            root, 0 behind its end. None for a tree of more than 4 million such numbers.
         slots: [nodes − 1], int32: where each child is when all families stand in that order, each
             padded to the width of its group.
         level_ends: Where each level ends in breadth-first order; static.
@@ -58,6 +63,7 @@ class Tree:
     offsets: Array
     class_at: Array
     families: Array
+    paths: Array | None
     slots: Array
     level_ends: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     widths: tuple[int, ...] = dataclasses.field(metadata={"static": True})
@@ -189,13 +195,26 @@ def in_breadth_first_order(above: np.ndarray, class_at: np.ndarray, order: np.nd
         "families": families,
         "slots": slots,
     }
+    paths = _paths(above, ends)
     return Tree(
         **{name: jnp.asarray(x, jnp.int32) for name, x in arrays.items()},
+        paths=None if paths is None else jnp.asarray(paths),
         level_ends=tuple(ends),
         widths=tuple(int(many[a:b].max()) for a, b in itertools.pairwise([0, *ends[:-1]])),
         groups=groups,
         binary=bool(np.all((many == 0) | (many == 2))),
     )
+
+
+def _paths(above: np.ndarray, ends: list[int]) -> np.ndarray | None:
+    """The way to every position, made level by level, unless all of them are too many."""
+    if len(above) * (len(ends) - 1) > _MOST_KEPT:
+        return None
+    paths = np.zeros((len(above), len(ends) - 1), np.int32)
+    for level, (start, end) in enumerate(itertools.pairwise(ends)):
+        paths[start:end] = paths[above[start:end]]
+        paths[start:end, level] = np.arange(start, end)
+    return paths
 
 
 def _by_width(

@@ -61,6 +61,16 @@ def _logistic_bwd(residuals: tuple[Array, Array, Array | None], ct: Array) -> tu
 logistic_cost.defvjp(lambda x, y, w: (logistic_cost(x, y, w), (x, y, w)), _logistic_bwd)
 
 
+@custom_vjp
+def yes_cost(x: Array) -> Array:
+    """`log(1 + e^−x)`: what a sigmoid pays for a certain yes; of `−x`, for a certain no."""
+    return logistic_cost(x, jnp.ones_like(x))
+
+
+# One exponential, where that of any label takes two.
+yes_cost.defvjp(lambda x: (yes_cost(x), x), lambda x, ct: (-ct * sigmoid(-x),))
+
+
 def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     r"""Cross-entropy of a sigmoid, element by element.
 
