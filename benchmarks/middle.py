@@ -14,7 +14,7 @@ import multiprocessing
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import adaptive, entmax, linear, report
+from benchmarks import adaptive, entmax, gensim_updates, linear, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +46,10 @@ def of_adaptive(classes: int) -> float:
     return found["by_torch"]
 
 
+def of_gensim(classes: int) -> float:
+    return gensim_updates.measure(classes, adaptive.FEATURES, quick=False)["ratio"]
+
+
 def of_entmax(name: str, ratio: str) -> float:
     (cell,) = (cell for label, cell in entmax.cells(quick=False) if label == name)
     return cell()[ratio]
@@ -54,6 +58,9 @@ def of_entmax(name: str, ratio: str) -> float:
 def lines() -> list[Line]:
     """Those near enough to their targets for a run to say one thing and the next another."""
     found = [Line("adaptive V = 100000 by torch", functools.partial(of_adaptive, 100_000), at_least=3)]
+    for classes in (20_000, 100_000):
+        measure = functools.partial(of_gensim, classes)
+        found.append(Line(f"node updates V = {classes} by gensim", measure, at_least=1))
     for gradient in ("forward", "gradient"):
         for row, peer, least in (
             ("(4096, 1000) float32 constant", "by_optax", entmax.LEAST_BY_OPTAX),
