@@ -52,6 +52,12 @@ def widened(labels: Array) -> Array:
     return labels.astype(jnp.int32)
 
 
+def unwrapped(rows: Array, count: int) -> Array:
+    """Indices of rows as int32, `count` for negative ones, which would wrap to the last rows."""
+    rows = widened(rows)
+    return jnp.where(rows < 0, count, rows)
+
+
 def sharded_like(x: Array, like: Array) -> Array:
     """`x` laid out as `like` on a mesh with explicit axes; elsewhere `x`."""
     sharding = jax.typeof(like).sharding

@@ -159,6 +159,25 @@ def test_optimizers_do_what_optax_does(optimizer: Any, every_row: bool, with_bia
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), ours, theirs)
 
 
+@pytest.mark.thin(1)
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.int64])
+def test_rows_of_any_integer_dtype(dtype: Any):
+    """Padding by −1 too, in a table of more rows than the dtype counts."""
+    rows = np.array([5, 100, 5, 7]).astype(dtype)
+    left_out = rows.copy()
+    left_out[1] = -1 if np.issubdtype(dtype, np.signedinteger) else 100
+    kernel, updates = jnp.zeros((300, 2)), jnp.ones((4, 2))
+    optimizer = hierarchical.row_adagrad(1.0, initial_accumulator_value=1.0, eps=0.0)
+    got = hierarchical.apply_row_updates(kernel, left_out, updates)
+    expected = np.zeros((300, 2))
+    expected[[5, 7]], expected[100] = [[2, 2], [1, 1]], float(left_out[1] == 100)
+    np.testing.assert_array_equal(got, expected)
+    scaled, (_, sums) = optimizer.update(updates, optimizer.init(kernel), jnp.asarray(left_out))
+    np.testing.assert_array_equal(np.asarray(sums), 1 + expected**2)
+    got = hierarchical.apply_row_updates(kernel, left_out, scaled)
+    np.testing.assert_allclose(got, -expected / np.sqrt(1 + expected**2), rtol=1e-6)
+
+
 def test_adam_leaves_other_rows_alone():
     tree = TREES["huffman"]
     h, kernel, _, _ = draw(tree)

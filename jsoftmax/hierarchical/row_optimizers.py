@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import accumulator
+from jsoftmax._numerics import accumulator, unwrapped
 from jsoftmax._typing import Array, ArrayLike
 
 LearningRate = ArrayLike | Callable[[Array], ArrayLike]
@@ -195,8 +195,7 @@ class _Merged:
     def __init__(self, rows: Array, like: Any):
         num_rows = jax.tree.leaves(like)[0].shape[0]
         ids, none = jnp.arange(rows.shape[0], dtype=jnp.int32), rows.shape[0]
-        # A row that is none must not wrap to one.
-        self.rows = jnp.where(rows < 0, num_rows, rows)
+        self.rows = unwrapped(rows, num_rows)
         owners = jnp.full(num_rows, none, jnp.int32).at[self.rows].min(ids, mode="drop")
         self.slots = owners.at[self.rows].get(mode="fill", fill_value=none)
         self.first = self.slots == ids

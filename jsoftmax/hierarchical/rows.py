@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from jsoftmax import _checks
 from jsoftmax._labels import comparable
-from jsoftmax._numerics import by_rows, widened
+from jsoftmax._numerics import by_rows, unwrapped, widened
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._edges import along, hidden_gradient, some_scores, touched
 from jsoftmax.hierarchical.loss import checked, counted, rows_and_positions, settled, without
@@ -221,7 +221,7 @@ def apply_row_updates(node_kernel: Any, rows: ArrayLike, updates: Any) -> Any:
 
 @jax.jit
 def _added(x: Array, rows: Array, updates: Array) -> Array:
-    rows = jnp.where(rows < 0, x.shape[0], rows)
+    rows = unwrapped(rows, x.shape[0])
     # As windows of one row, which XLA:CPU scatters as they are: rows without that axis it copies first.
     windows = jax.lax.ScatterDimensionNumbers(tuple(range(1, x.ndim + 1)), (), (0,))
     updates = updates[:, None].astype(x.dtype)
