@@ -1,4 +1,7 @@
-"""The threshold's own derivatives: right where jax differentiates the map's body, not its rule."""
+"""The threshold: its digits where many scores are next to it, and its own derivatives.
+
+Those are right where jax differentiates the map's body, not its rule.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +10,7 @@ import pytest
 
 from jsoftmax import entmax
 from jsoftmax.maps.entmax import distribution_of, solved
+from tests.oracles import entmax as oracle
 
 ROW = jnp.array([0.3, 1.9, 1.2, -0.4, 1.6, 0.9])
 TEMPERATURE = 0.8
@@ -45,3 +49,13 @@ def test_of_a_traced_alpha() -> None:
     expected = jax.jacfwd(lambda a: entmax(ROW, a[0]))(alpha)
     np.testing.assert_allclose(jax.jacfwd(plain)(alpha), expected, atol=2e-6)
     np.testing.assert_allclose(jax.jacrev(plain)(alpha), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["known", "traced"])
+def test_many_scores_next_to_the_threshold(traced: bool):
+    """Where a float is the difference between a support of one class and one of hundreds."""
+    z = 2.0**-24 * np.random.default_rng(7).integers(-3, 4, (8, 900)) - 1
+    z = np.pad(z, ((0, 0), (1, 0))).astype(np.float32)
+    p = np.asarray(entmax(z, jnp.float32(2) if traced else 2.0), np.longdouble)
+    np.testing.assert_allclose(p.sum(-1), 1, 0, 1e-6)
+    np.testing.assert_allclose(p, oracle.rows(z, 2.0), 0, 5e-7)
