@@ -1,16 +1,21 @@
 """From one value per row to one number: the mean that adds up over microbatches and devices.
 
+What a loss with a `reduction` of its own multiplies its rows with is settled here too.
+
 Imports `_numerics`, `_checks`.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._numerics import accumulator, weighed
+from jsoftmax._numerics import accumulator, row, weighed
 from jsoftmax._typing import Array, ArrayLike
+
+REDUCTIONS = ("mean", "sum", "none")
 
 
 def weighted_mean(
@@ -72,4 +77,51 @@ def _weighted_mean(
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)
     by = sums[1] if denominator is None else jnp.asarray(denominator, dtype)
-    return jnp.where(by == 0, 0, sums[0] / jnp.where(by == 0, 1, by))
+    return _quotient(sums[0], by)
+
+
+def _quotient(x: Array, by: Array) -> Array:
+    """`x / by`, and 0 for a mean of nothing."""
+    return jnp.where(by == 0, 0, x / jnp.where(by == 0, 1, by))
+
+
+def check_reduction(
+    function: str, reduction: str, weights: ArrayLike | None, denominator: Any, hidden: Array
+) -> None:
+    """Refuses an unknown reduction, weights that are not one per row, a denominator of no mean."""
+    _checks.one_of(function, "reduction", reduction, REDUCTIONS)
+    if weights is not None:
+        _checks.weights(function, weights, hidden.shape[:-1], f"to match hidden {list(hidden.shape)}")
+    if denominator is not None:
+        _checks.scalar(function, "denominator", denominator)
+        if reduction != "mean":
+            raise ValueError(
+                f"{function}: denominator must be None for reduction {reduction!r}, got "
+                f"{denominator!r}; divide the result."
+            )
+
+
+def row_shares(
+    hidden: Array,
+    weights: ArrayLike | None,
+    ignored: Array | None,
+    reduction: str,
+    denominator: ArrayLike | None,
+    dtype: Any,
+) -> tuple[Array, Array | None]:
+    """What to multiply the loss of each row with, or none; and `hidden`, 0 in rows of weight 0.
+
+    A mean is scaled before the rows are walked over, so that the gradient that is made on the way is
+    the one asked for.
+    """
+    w = None
+    if weights is not None:
+        w = jnp.asarray(weights).astype(dtype)
+        # As an ignored row: 0 · NaN would reach the kernel's gradient.
+        spoiled = (w == 0) & ~jnp.all(jnp.isfinite(hidden), axis=-1)
+        hidden = jnp.where(row(spoiled), 0, hidden)
+    if reduction == "mean":
+        count = jnp.ones(hidden.shape[:-1], dtype) if w is None else w
+        count = count if ignored is None else jnp.where(ignored, 0, count)
+        w = _quotient(count, jnp.sum(count) if denominator is None else jnp.asarray(denominator, dtype))
+    return hidden, w

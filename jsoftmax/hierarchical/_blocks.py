@@ -1,12 +1,10 @@
 """The losses of the rows of one cluster, over tiles of rows and blocks of classes.
 
-What a loss needs of a row's logits `hidden @ kernel` are two numbers relative to their maximum: the
-label's gap, and the sum of the exponentials of the others. They are gathered block by block, so that
-no array of the size of the logits is ever stored, and made again for the backward pass. A tile of
-which no row is wanted is skipped: so a cluster that few rows are in is cheap, whatever the labels,
-with static shapes and in every AD mode. Under `vmap` over the labels nothing is skipped.
+What a loss needs of a row is gathered block by block, so that no array of the size of the logits is
+ever stored, and the logits are made again for the backward pass. Under `vmap` over the labels no tile
+is skipped.
 
-Imports `dense`, `autodiff`, `_labels`, `_walks`, `_numerics`.
+Imports `_tiles`, `dense`, `autodiff`, `_labels`, `_numerics`.
 """
 
 import math
@@ -16,12 +14,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._labels import at_label, class_ids, is_label, with_label
+from jsoftmax._labels import at_label, class_ids, with_label
 from jsoftmax._numerics import row, upright
 from jsoftmax._typing import Array
-from jsoftmax._walks import careful_if
 from jsoftmax.autodiff import custom_vjp, scan_forgetting
 from jsoftmax.dense import cross_entropy
+from jsoftmax.hierarchical._tiles import (
+    loss_of,
+    nothing,
+    others_of,
+    product,
+    tiles,
+    untiled,
+    wanted,
+)
 
 # A block of so many logits stays in the cache between the pass that makes it and those that read it.
 _ROWS, _COLUMNS = 64, 32768
@@ -39,25 +45,25 @@ def row_losses(hidden: Array, kernel: Array, labels: Array) -> Array:
         labels: `[rows]`, int32; −1 for a row that is not wanted: its loss is 0, and it has no
             gradient, whatever `hidden` holds.
     """
-    logits = labels.size * kernel.shape[-1]
-    if isinstance(logits, int) and logits <= _FEW:
+    if are_few(labels, kernel):
         loss = cross_entropy(
-            _wanted(hidden, labels) @ kernel.astype(hidden.dtype), jnp.maximum(labels, 0)
+            wanted(hidden, labels) @ kernel.astype(hidden.dtype), jnp.maximum(labels, 0)
         )
         return jnp.where(labels >= 0, loss, 0)
     gap, others, _ = _row_numbers(hidden, kernel, labels)
-    # Two forms of one function. The first keeps all digits of the loss and of its gradient where the
-    # label dominates; the second cannot overflow where it is far below.
-    near = gap > -1
-    dominant = jnp.log1p(jnp.where(near, others * jnp.exp(-jnp.where(near, gap, 0)), 0))
-    gap, others = jnp.where(near, -1, gap), jnp.where(near, 1, others)
-    return jnp.where(near, dominant, jnp.log1p(others + jnp.expm1(gap)) - gap)
+    return loss_of(gap, others)
+
+
+def are_few(labels: Array, kernel: Array) -> bool:
+    """Whether all logits at once cost less than loops over parts of them."""
+    logits = labels.size * kernel.shape[-1]
+    return isinstance(logits, int) and logits <= _FEW
 
 
 @custom_vjp
 def _row_numbers(hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Array, Array]:
     """`z_y − m`, `Σ exp(z_k − m)` over the other classes, and the maximum `m`, a constant."""
-    blocks, nothing = _blocks(kernel), _nothing(hidden, kernel)
+    blocks, none = _blocks(kernel), nothing(hidden, kernel)
 
     def over_tile(x: Array, y: Array) -> tuple[Array, Array, Array]:
         def over_block(so_far: tuple[Array, Array, Array], block: Any) -> tuple[Any, None]:
@@ -66,21 +72,27 @@ def _row_numbers(hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Ar
             top = jnp.maximum(m, jax.lax.stop_gradient(jnp.max(v, axis=-1)))
             here = (local >= 0) & (local < v.shape[-1])
             score = jnp.where(here, at_label(v, local), score)
-            others = others * jnp.exp(m - top) + _without_label(v, local, top, here, score)
+
+            def exponentials() -> Array:
+                return jnp.exp(v - row(top))
+
+            own = jnp.where(here, jnp.exp(jnp.where(here, score - top, 0)), 0)
+            added = others_of(exponentials, jnp.sum(exponentials(), axis=-1), own, local)
+            others = others * jnp.exp(m - top) + added
             return (top, others, score), None
 
-        zero = jnp.full(y.shape, nothing)
+        zero = jnp.full(y.shape, none)
         start = (zero + jnp.finfo(zero.dtype).min, zero, zero)
         (m, others, score), _ = jax.lax.scan(over_block, start, blocks)
         return jnp.where(y >= 0, score - m, 0), jnp.where(y >= 0, others, 0), m
 
     def tile(_: None, operands: tuple[Array, Array]) -> tuple[None, Any]:
         x, y = operands
-        skipped = (jnp.full(y.shape, nothing),) * 3
+        skipped = (jnp.full(y.shape, none),) * 3
         return None, jax.lax.cond(jnp.any(y >= 0), over_tile, lambda *_: skipped, x, y)
 
-    _, numbers = jax.lax.scan(_lean(tile), None, (_tiles(hidden), _tiles(labels, -1)))
-    gap, others, m = (_rows(x, labels.shape[0]) for x in numbers)
+    _, numbers = jax.lax.scan(_lean(tile), None, (tiles(hidden, _ROWS), tiles(labels, _ROWS, -1)))
+    gap, others, m = (untiled(x, labels.shape[0]) for x in numbers)
     return gap, others, m
 
 
@@ -91,9 +103,10 @@ def _fwd(hidden: Array, kernel: Array, labels: Array) -> tuple[Any, Any]:
 
 def _bwd(residuals: Any, cts: tuple[Array, Array, Array]) -> tuple[Any, ...]:
     hidden, kernel, labels, m = residuals
-    nothing = _nothing(hidden, kernel, *cts[:2])
-    blocks, tiles = _blocks(kernel)[1], (_tiles(labels, -1), *map(_tiles, (hidden, m)))
-    count, height, width = tiles[1].shape
+    none = nothing(hidden, kernel, *cts[:2])
+    blocks = _blocks(kernel)[1]
+    of_tiles = tiles(labels, _ROWS, -1), tiles(hidden, _ROWS), tiles(m, _ROWS)
+    count, height, width = of_tiles[1].shape
 
     # Blocks outside, so that each block of the kernel's gradient is written once.
     def over_block(d_hidden: Array, i: Array, cts: list[Array]) -> tuple[Array, Array]:
@@ -103,25 +116,25 @@ def _bwd(residuals: Any, cts: tuple[Array, Array, Array]) -> tuple[Any, ...]:
             v, local = _logits(x, y, block, kernel.shape[-1])
             ct_gap, ct_others = (jnp.where(y >= 0, ct, 0) for ct in cts)
             d = with_label(row(ct_others) * jnp.exp(v - row(m)), local, ct_gap)
-            d_x = _dot(d, block[1].astype(d.dtype), 1, 1)
-            return d_block + _dot(upright(_wanted(x, y)), d, 1, 0), d_x
+            d_x = product(d, block[1].astype(d.dtype), 1, 1)
+            return d_block + product(upright(wanted(x, y)), d, 1, 0), d_x
 
         def skipped(d_block: Array, *_: Array) -> tuple[Array, Array]:
-            return d_block, jnp.full((height, width), nothing)
+            return d_block, jnp.full((height, width), none)
 
         def tile(d_block: Array, j: Array, cts: list[Array]) -> tuple[Array, Array]:
-            y, x, m, *of_tile = (_at(array, j) for array in (*tiles, *cts))
+            y, x, m, *of_tile = (_at(array, j) for array in (*of_tiles, *cts))
             return jax.lax.cond(jnp.any(y >= 0), _lean(added), skipped, d_block, y, x, m, *of_tile)
 
-        start = jnp.full(block[1].shape, nothing)
+        start = jnp.full(block[1].shape, none)
         d_block, d_tiles = scan_forgetting(tile, start, count, cts)
         return d_hidden + d_tiles, d_block.astype(kernel.dtype)
 
-    start = jnp.full((count, height, width), nothing)
-    dealt = [_tiles(ct) for ct in cts[:2]]
+    start = jnp.full((count, height, width), none)
+    dealt = [tiles(ct, _ROWS) for ct in cts[:2]]
     d_hidden, d_blocks = scan_forgetting(over_block, start, blocks.shape[0], dealt)
     d_kernel = jnp.moveaxis(d_blocks, 0, 1).reshape(kernel.shape[0], -1)[:, : kernel.shape[-1]]
-    return _rows(d_hidden, labels.shape[0]), d_kernel, None
+    return untiled(d_hidden, labels.shape[0]), d_kernel, None
 
 
 _row_numbers.defvjp(_fwd, _bwd)
@@ -135,35 +148,11 @@ def _lean(step: Callable[..., Any]) -> Callable[..., Any]:
 def _logits(x: Array, y: Array, block: Any, classes: int) -> tuple[Array, Array]:
     """The logits of a tile in a block, and the places of its labels, some outside of it."""
     number, kernel = block
-    v = _dot(_wanted(x, y), kernel.astype(x.dtype), 1, 0)
+    v = product(wanted(x, y), kernel.astype(x.dtype), 1, 0)
     size = kernel.shape[-1]
     if classes % size:
         v = jnp.where(class_ids(v, None) < classes - number * size, v, -jnp.inf)
     return v, y - number * size
-
-
-def _without_label(v: Array, local: Array, top: Array, here: Array, score: Array) -> Array:
-    """`Σ exp(v − top)` of the classes that are not the label.
-
-    XLA:CPU sums exponentials as it makes them, and stores what a comparison is made with first. So the
-    label's is taken from the sum of all, unless it is most of a sum.
-    """
-    whole = jnp.sum(jnp.exp(v - row(top)), axis=-1)
-    own = jnp.where(here, jnp.exp(jnp.where(here, score - top, 0)), 0)
-
-    def careful() -> Array:
-        return jnp.sum(jnp.where(is_label(v, local, None), 0, jnp.exp(v - row(top))), axis=-1)
-
-    return careful_if(own > whole / 2, careful, lambda: whole - own, None)
-
-
-def _wanted(x: Array, y: Array) -> Array:
-    """The rows, 0 for those without a label: 0 · NaN would reach the kernel's gradient."""
-    return jnp.where(row(y >= 0), x, 0)
-
-
-def _dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
-    return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())))
 
 
 def _blocks(kernel: Array) -> tuple[Array, Array]:
@@ -175,27 +164,5 @@ def _blocks(kernel: Array) -> tuple[Array, Array]:
     return jnp.arange(count, dtype=jnp.int32), jnp.moveaxis(padded.reshape(features, count, size), 1, 0)
 
 
-def _tiles(x: Array, fill: int = 0) -> Array:
-    """Rows cut into tiles of one size, the last padded: `[tiles, size, …]`."""
-    rows = x.shape[0]
-    size = max(1, min(_ROWS, rows)) if isinstance(rows, int) else _ROWS
-    count = -(-rows // size)
-    spare = ((0, count * size - rows), *[(0, 0)] * (x.ndim - 1))
-    return jnp.pad(x, spare, constant_values=fill).reshape(count, size, *x.shape[1:])
-
-
-def _rows(x: Array, count: int) -> Array:
-    return x.reshape(-1, *x.shape[2:])[:count]
-
-
 def _at(x: Array, i: Array) -> Array:
     return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
-
-
-def _nothing(*arrays: Array) -> Array:
-    """A zero that varies over every mesh axis that an array does, as the start of a loop must.
-
-    Only their types are read.
-    """
-    return sum((jax.lax.full_like(x, 0, arrays[0].dtype, ()) for x in arrays[1:]),
-               jax.lax.full_like(arrays[0], 0, shape=()))  # fmt: skip

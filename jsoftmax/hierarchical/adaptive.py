@@ -5,7 +5,8 @@ class of a cluster has the product of the cluster's probability and its own with
 features are projected to fewer the rarer its classes are. The parameters are those of torch's
 `AdaptiveLogSoftmaxWithLoss`; labels may come in any order of the classes.
 
-Imports `adaptive_params`, `_blocks`, `dense`, `maps`, `_labels`, `_numerics`, `_checks`.
+Imports `adaptive_params`, `_sums`, `_blocks`, `dense`, `reductions`, `maps`, `_labels`, `_numerics`,
+`_checks`.
 """
 
 import functools
@@ -17,12 +18,14 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._labels import at_label, comparable, settle
-from jsoftmax._numerics import by_rows, row, scaled, wide, widened
+from jsoftmax._numerics import by_rows, row, scaled, weighed, wide, widened
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.dense import cross_entropy
 from jsoftmax.hierarchical._blocks import row_losses
+from jsoftmax.hierarchical._sums import weighted_sum
 from jsoftmax.hierarchical.adaptive_params import AdaptiveParams
 from jsoftmax.maps import log_softmax
+from jsoftmax.reductions import check_reduction, row_shares
 
 
 def adaptive_cross_entropy(
@@ -32,16 +35,20 @@ def adaptive_cross_entropy(
     *,
     class_weights: ArrayLike | None = None,
     ignore_index: int | None = None,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
+    denominator: ArrayLike | None = None,
 ) -> Array:
-    r"""Cross-entropy of an adaptive softmax, one value per row.
+    r"""Cross-entropy of an adaptive softmax.
 
     .. math:: \ell = -w_y \left( \log p(\text{cluster of } y)
         + \log p(y \mid \text{cluster of } y) \right)
 
     For a class of the head the second term is 0. Each row costs the head and its own cluster, not all
     classes, and beside the head's logits no array of the size of logits is stored, neither forward
-    nor backward. Under `vmap` over `labels` or `hidden` every row costs every cluster: pass the whole
-    batch instead.
+    nor backward. Ask for the mean or the sum where it is what you want: its gradient is made together
+    with the value, in less time than that of one value per row. Under `vmap` over `labels` or
+    `hidden` every row costs every cluster: pass the whole batch instead.
 
     Args:
         hidden: `[*batch, features]`, floating; float32 or wider inside.
@@ -50,16 +57,22 @@ def adaptive_cross_entropy(
         class_weights: `w [classes]`, by the user's class ids.
         ignore_index: The label of rows that do not count: their loss and gradient are 0, whatever
             `hidden` holds there.
+        weights: `v [*batch]`, of any real or bool dtype; 1 each by default. A row of weight 0 is left
+            out, whatever `hidden` holds there.
+        reduction: "none" (`v ℓ`, `[*batch]`), "sum" (`Σ v ℓ`) or "mean" (`Σ v ℓ / Σ v`).
+        denominator: What a mean is divided by, a scalar, in place of the sum of the weights of the
+            rows that count.
 
     Returns:
-        The losses `[*batch]` in nats, float32 or wider: minus `adaptive_log_softmax` at the label.
-        An index outside [0, classes) gives NaN, and NaN gradients.
+        The losses `[*batch]`, or a scalar, in nats, float32 or wider: minus `adaptive_log_softmax` at
+        the label. An index outside [0, classes) gives NaN, and NaN gradients. A mean of nothing is 0.
 
-    Gradient: in `hidden`, every array of `params`, and `class_weights`. Every AD mode and order.
+    Gradient: in `hidden`, every array of `params`, `class_weights`, `weights` and `denominator`. Every
+    AD mode and order.
 
     Raises:
         TypeError: For a dtype that does not fit.
-        ValueError: For shapes that would broadcast.
+        ValueError: For shapes that would broadcast, an unknown reduction, a denominator of no mean.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -68,6 +81,8 @@ def adaptive_cross_entropy(
         >>> hidden = jnp.zeros((3, 16))
         >>> print(adaptive_cross_entropy(hidden, params, jnp.array([5, 50, -1]), ignore_index=-1))
         [2.4849067 6.733402  0.       ]
+        >>> print(adaptive_cross_entropy(hidden, params, jnp.array([5, 50, 7]), reduction="mean"))
+        3.9010715
 
     References:
         Grave et al., Efficient softmax approximation for GPUs, 2017.
@@ -88,17 +103,29 @@ def adaptive_cross_entropy(
     if class_weights is not None:
         shape = (*batch, params.num_classes)
         _checks.class_vector(name, "class_weights", class_weights, shape)
-    return _cross_entropy(hidden, params, labels, class_weights, ignore_index)
+    check_reduction(name, reduction, weights, denominator, hidden)
+    options = class_weights, ignore_index, weights, denominator
+    return _cross_entropy(hidden, params, labels, *options, reduction=reduction)
 
 
-@jax.jit
-@by_rows
-def _cross_entropy(
+@functools.partial(jax.jit, static_argnames="reduction")
+def _cross_entropy(hidden: Array, *operands: Any, reduction: str) -> Array:
+    loss = functools.partial(_reduced, reduction=reduction)
+    if reduction == "none":
+        return by_rows(loss)(hidden, *operands)
+    return by_rows(loss, lambda _: jax.sharding.PartitionSpec())(hidden, *operands)
+
+
+def _reduced(
     hidden: Array,
     params: AdaptiveParams,
     labels: Array,
-    weights: ArrayLike | None,
+    class_weights: ArrayLike | None,
     ignore_index: ArrayLike | None,
+    weights: ArrayLike | None,
+    denominator: ArrayLike | None,
+    *,
+    reduction: str,
 ) -> Array:
     batch, labels = labels.shape, widened(labels).reshape(-1)
     x = in_one_dtype(hidden, params).reshape(-1, hidden.shape[-1])
@@ -108,6 +135,8 @@ def _cross_entropy(
         # The whole row, not only its loss: 0 · NaN would reach the gradient.
         x = jnp.where(row(ignored), 0, x)
         wanted &= ~ignored
+    weights = None if weights is None else jnp.reshape(weights, labels.shape)
+    x, share = row_shares(x, weights, ignored, reduction, denominator, x.dtype)
     places = jnp.where(wanted, params.places(labels), 0)
     # 0 for the head, i for the i-th cluster; rows of no class are the head's, which makes their NaN.
     cluster = sum((places >= end).astype(jnp.int32) for end in params.bounds[:-1])
@@ -117,16 +146,32 @@ def _cross_entropy(
     # A NaN of the head, times the gradient of 0 of a row that does not count, would reach it too.
     logits = logits if ignored is None else jnp.where(row(ignored), 0, logits)
     loss = cross_entropy(logits, entry)
+    of_class = None
+    if class_weights is not None:
+        of_class = at_label(jnp.asarray(class_weights, loss.dtype), labels)
+
+    def counted(loss: Array) -> Array:
+        loss = loss if of_class is None else scaled(of_class, loss)
+        loss = settle(loss, labels, params.num_classes, ignored)
+        return loss if share is None else weighed(share, loss)
+
     order = jnp.argsort(cluster)
-    for i, kernel in enumerate(params.tail_kernels):
-        # The rows of this cluster first, so that the others' tiles are skipped.
-        front = jnp.roll(order, -jnp.sum(cluster <= i))
+    # The rows of a cluster first, so that the others' tiles are skipped.
+    fronts = [jnp.roll(order, -jnp.sum(cluster <= i)) for i in range(len(params.tail_kernels))]
+
+    def in_cluster(i: int) -> tuple[Array, Array, Array]:
         local = jnp.where(cluster == i + 1, places - params.bounds[i], -1)
-        losses = row_losses(projected(x, params, i)[front], kernel, local[front])
-        loss = loss.at[front].add(losses, unique_indices=True)
-    if weights is not None:
-        loss = scaled(at_label(jnp.asarray(weights, loss.dtype), labels), loss)
-    return settle(loss, labels, params.num_classes, ignored).reshape(batch)
+        return projected(x, params, i)[fronts[i]], params.tail_kernels[i], local[fronts[i]]
+
+    if reduction == "none":
+        for i, front in enumerate(fronts):
+            loss = loss.at[front].add(row_losses(*in_cluster(i)), unique_indices=True)
+        return counted(loss).reshape(batch)
+    total = jnp.sum(counted(loss))
+    each = counted(jnp.ones_like(loss))
+    for i, front in enumerate(fronts):
+        total += weighted_sum(*in_cluster(i), each[front])
+    return total
 
 
 def adaptive_log_softmax(hidden: ArrayLike, params: AdaptiveParams) -> Array:

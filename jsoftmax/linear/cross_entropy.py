@@ -1,7 +1,7 @@
 """Cross-entropy and row statistics of `hidden @ kernel + bias`, by the formulas of `dense`.
 
-Imports `chunked`, `_blocks`, `_options`, `_walk`, `dense`, `statistics`, `transforms`, `_labels`,
-`_rows`, `_numerics`, `_checks`.
+Imports `chunked`, `_blocks`, `_options`, `_walk`, `dense`, `statistics`, `reductions`, `transforms`,
+`_labels`, `_rows`, `_numerics`, `_checks`.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._labels import num_classes, settle
-from jsoftmax._numerics import accumulator, row, weighed
+from jsoftmax._numerics import accumulator, weighed
 from jsoftmax._rows import checked_temperature
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.dense import (
@@ -30,10 +30,9 @@ from jsoftmax.linear._blocks import block_size, in_blocks, row_numbers
 from jsoftmax.linear._options import Dealt, checked_labels, checked_transform, counting
 from jsoftmax.linear._walk import common, without
 from jsoftmax.linear.chunked import check_chunks, check_product, walked
+from jsoftmax.reductions import check_reduction, row_shares
 from jsoftmax.statistics import NEEDS, Reduction, RowStats
 from jsoftmax.transforms import LogitTransform
-
-REDUCTIONS = ("mean", "sum", "none")
 
 # With a kernel of 16 bits, the sum over chunks of its gradient is in 32 bits, twice its size: for so
 # few rows, and for chunks of fewer rows than the other, blocks of classes need less.
@@ -138,16 +137,7 @@ def linear_cross_entropy(
     smoothing, z_coefficient = loss_numbers(name, label_smoothing, z_loss)
     if class_weights is not None:
         _checks.vector(name, "class_weights", class_weights, "classes", classes)
-    _checks.one_of(name, "reduction", reduction, REDUCTIONS)
-    if weights is not None:
-        _checks.weights(name, weights, batch, f"to match hidden {list(hidden.shape)}")
-    if denominator is not None:
-        _checks.scalar(name, "denominator", denominator)
-        if reduction != "mean":
-            raise ValueError(
-                f"{name}: denominator must be None for reduction {reduction!r}, got {denominator!r}; "
-                "divide the result."
-            )
+    check_reduction(name, reduction, weights, denominator, hidden)
     check_chunks(name, chunk_size, accum_dtype)
     return _linear_cross_entropy(
         hidden,
@@ -283,19 +273,7 @@ def _linear_cross_entropy(
     hidden, labels, ignored = counting(hidden, labels, ignore_index)
     options = Dealt(hidden, labels, where, temperature, transform)
     dtype = accumulator(common(hidden.dtype, kernel.dtype))
-    w = None
-    if weights is not None:
-        w = jnp.asarray(weights).astype(dtype)
-        # As an ignored row: 0 · NaN would reach the kernel's gradient.
-        spoiled = (w == 0) & ~jnp.all(jnp.isfinite(hidden), axis=-1)
-        hidden = jnp.where(row(spoiled), 0, hidden)
-    if reduction == "mean":
-        count = jnp.ones(hidden.shape[:-1], dtype) if w is None else w
-        count = count if ignored is None else jnp.where(ignored, 0, count)
-        by = jnp.sum(count) if denominator is None else jnp.asarray(denominator, dtype)
-        # Scaled before the walk: the gradient that it makes is then the one asked for.
-        w = jnp.where(by == 0, 0, count / jnp.where(by == 0, 1, by))
-
+    hidden, w = row_shares(hidden, weights, ignored, reduction, denominator, dtype)
     rows = math.prod(hidden.shape[:-1])
     chosen, columns = _blocks_of(rows, kernel, reduction, chunk_size, accum_dtype)
     if chosen and in_blocks(hidden, kernel, labels):
