@@ -2,7 +2,7 @@
 
 What a loss with a `reduction` of its own multiplies its rows with is settled here too.
 
-Imports `_numerics`, `_checks`.
+Imports `_labels`, `_numerics`, `_checks`.
 """
 
 import functools
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._labels import are_indices
 from jsoftmax._numerics import accumulator, row, weighed
 from jsoftmax._typing import Array, ArrayLike
 
@@ -43,7 +44,9 @@ def weighted_mean(
     Returns:
         A scalar of float32 or wider; 0 where the denominator is 0.
 
-    Gradient: `w / Σw` in `values`, and in `weights` and `denominator`. Every AD mode.
+    Gradient: `w / Σw` in `values`, and in `weights` and `denominator`. Every AD mode. The loss that
+    made a NaN may still give a NaN gradient, for a gradient of 0: leave such a row out there, by
+    `ignore_index` or `weights`.
 
     Raises:
         TypeError: If `values` is not floating.
@@ -103,13 +106,18 @@ def check_reduction(
 
 def row_shares(
     hidden: Array,
+    labels: Any,
+    classes: int,
     weights: ArrayLike | None,
     ignored: Array | None,
     reduction: str,
     denominator: ArrayLike | None,
     dtype: Any,
-) -> tuple[Array, Array | None]:
-    """What to multiply the loss of each row with, or none; and `hidden`, 0 in rows of weight 0.
+) -> tuple[Array, Any, Array | None]:
+    """What to multiply the loss of each row with, or none, beside what the row then is.
+
+    A row of weight 0 with a NaN in `hidden`, or with a class index that is no class, becomes one of
+    zeros and of class 0: as in an ignored row, 0 · NaN would reach the gradient of what rows share.
 
     A mean is scaled before the rows are walked over, so that the gradient that is made on the way is
     the one asked for.
@@ -117,11 +125,15 @@ def row_shares(
     w = None
     if weights is not None:
         w = jnp.asarray(weights).astype(dtype)
-        # As an ignored row: 0 · NaN would reach the kernel's gradient.
-        spoiled = (w == 0) & ~jnp.all(jnp.isfinite(hidden), axis=-1)
+        indices = isinstance(labels, jax.Array) and are_indices(labels)
+        wrong = (labels < 0) | (labels >= classes) if indices else False
+        spoiled = (w == 0) & (~jnp.all(jnp.isfinite(hidden), axis=-1) | wrong)
         hidden = jnp.where(row(spoiled), 0, hidden)
+        labels = jnp.where(spoiled, 0, labels) if indices else labels
+        # No derivative either: that of a row which is not the one given would be.
+        w = jnp.where(spoiled, 0, w)
     if reduction == "mean":
         count = jnp.ones(hidden.shape[:-1], dtype) if w is None else w
         count = count if ignored is None else jnp.where(ignored, 0, count)
         w = _quotient(count, jnp.sum(count) if denominator is None else jnp.asarray(denominator, dtype))
-    return hidden, w
+    return hidden, labels, w

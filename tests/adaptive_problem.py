@@ -1,11 +1,13 @@
-"""A small problem of adaptive softmax, and its formula in float64."""
+"""A small problem of adaptive softmax, its formula in float64, and one cluster in every AD mode."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jsoftmax.hierarchical.adaptive_params import (
     AdaptiveParams,
@@ -49,3 +51,59 @@ def oracle_log_softmax(params: AdaptiveParams, hidden: Any) -> np.ndarray:
 
 def at(log_probs: Any, labels: Any) -> np.ndarray:
     return np.take_along_axis(np.asarray(log_probs), np.asarray(labels)[..., None], -1)[..., 0]
+
+
+def tail(seed: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
+    rng = np.random.default_rng([3, seed])
+    labels = rng.integers(0, 13, 10)
+    labels[[0, 6, 7, 8, 9]] = -1
+    x, kernel = rng.standard_normal((10, 3)), rng.standard_normal((3, 13))
+    return jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), jnp.asarray(labels, jnp.int32)
+
+
+def plain(x: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
+    log_probs = jax.nn.log_softmax(x @ kernel)
+    found = jnp.take_along_axis(log_probs, jnp.maximum(labels, 0)[:, None], -1)[:, 0]
+    return jnp.where(labels >= 0, -found, 0)
+
+
+def _hessian_vector(f: Any, x: Any, kernel: Any, tangents: Any) -> Any:
+    def squared(x: Any, kernel: Any) -> Any:
+        return jnp.sum(jnp.square(f(x, kernel)))
+
+    return jax.jvp(jax.grad(squared, (0, 1)), (x, kernel), tangents)
+
+
+def _reverse_twice(f: Any, x: Any, kernel: Any, _: Any) -> Any:
+    def slope(x: Any) -> Any:
+        return jnp.sum(jnp.sin(jax.grad(lambda x: jnp.sum(jnp.square(f(x, kernel))))(x)))
+
+    return jax.grad(slope)(x)
+
+
+def _scanned(f: Any, x: Any, kernel: Any, _: Any) -> Any:
+    def step(c: Any, _: None) -> Any:
+        return c + 0.1 * jax.grad(lambda c: jnp.sum(f(c, kernel)))(c), None
+
+    return jax.grad(lambda x: jnp.sum(jnp.square(jax.lax.scan(step, x, None, length=2)[0])))(x)
+
+
+MODES = {
+    "jvp": lambda f, x, kernel, tangents: jax.jvp(f, (x, kernel), tangents),
+    "linearize": lambda f, x, kernel, tangents: jax.linearize(f, x, kernel)[1](*tangents),
+    "jacrev": lambda f, x, kernel, _: jax.jacrev(f, (0, 1))(x, kernel),
+    "vmap of grad": lambda f, x, kernel, tangents: jax.vmap(
+        jax.grad(lambda x, kernel: jnp.sum(f(x, kernel)), (0, 1)), (0, None)
+    )(jnp.stack([x, tangents[0]]), kernel),
+    "remat": lambda f, x, kernel, _: jax.grad(
+        lambda x: jnp.sum(jnp.square(jax.checkpoint(f)(x, kernel)))
+    )(x),
+    "hessian times vector": _hessian_vector,
+    "reverse twice": _reverse_twice,
+    "second order in a scan": _scanned,
+}
+
+SLOW = ("hessian times vector", "reverse twice", "vmap of grad")
+EVERY_MODE = pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=[pytest.mark.slow] * (mode in SLOW)) for mode in MODES]
+)

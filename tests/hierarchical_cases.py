@@ -83,8 +83,9 @@ def sampled(name: str, objective: Callable[..., Any]) -> Case:
     )
 
 
-def adaptive(name: str, output: str, **more: Any) -> Case:
+def adaptive(name: str, output: str, formula: Any = None, options: Any = None, **more: Any) -> Case:
     """On parameters that come one by one."""
+    fixed = options or {}
     template = hierarchical.adaptive_init(
         jax.random.key(0), FEATURES, CLASSES, CUTOFFS, counts=COUNTS, division=1.5, head_bias=True
     )
@@ -99,12 +100,17 @@ def adaptive(name: str, output: str, **more: Any) -> Case:
             projections=(projections[:, :2], projections[:, 2:]),
             tail_kernels=(tails[:4].reshape(2, 2), tails[4:].reshape(1, 1)),
         )
-        return getattr(hierarchical, name)(hidden, params, **options)
+        return getattr(hierarchical, name)(hidden, params, **options, **fixed)
+
+    def over_rows(**given: Any) -> Any:
+        return jax.lax.psum(call(**given), "rows")
 
     return Case(
-        name,
+        "_".join([name, *fixed.values()]),
         call,
-        functools.partial(getattr(formulas, name), order=tuple(np.argsort(-COUNTS).tolist())),
+        functools.partial(
+            formula or getattr(formulas, name), order=tuple(np.argsort(-COUNTS).tolist())
+        ),
         {
             "hidden": hidden,
             "head_kernel": lambda rng: rng.standard_normal((FEATURES, 5)).astype(np.float32),
@@ -113,12 +119,23 @@ def adaptive(name: str, output: str, **more: Any) -> Case:
             "tails": bias(5),
             **more,
         },
+        over_rows=over_rows if output == "scalar" else None,
         output=output,
     )
 
 
 HIERARCHICAL = (
     adaptive("adaptive_cross_entropy", "rows", labels=indices, class_weights=per_class(0.5, 2.0)),
+    adaptive(
+        "adaptive_cross_entropy",
+        "scalar",
+        formulas.adaptive_mean,
+        {"reduction": "mean"},
+        labels=indices,
+        class_weights=per_class(0.5, 2.0),
+        weights=per_row(0.5, 2.0),
+        denominator=number(3.0, 5.0),
+    ),
     adaptive("adaptive_log_softmax", "classes"),
     sampled("sampled_cross_entropy", formulas.sampled_cross_entropy),
     sampled("noise_contrastive_loss", formulas.noise_contrastive_loss),

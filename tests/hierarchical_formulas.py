@@ -162,3 +162,8 @@ def adaptive_cross_entropy(
     logs = adaptive_log_softmax(hidden, **params, order=order)
     own = jnp.arange(logs.shape[-1], dtype=labels.dtype) == labels[:, None]
     return -jnp.sum(jnp.where(own, class_weights * logs, 0), axis=-1)
+
+
+def adaptive_mean(*, weights: Any, denominator: Any, **given: Any) -> Any:
+    """Of adaptive_cross_entropy."""
+    return jnp.sum(weights * adaptive_cross_entropy(**given)) / denominator

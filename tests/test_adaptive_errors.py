@@ -62,6 +62,24 @@ ERRORS = [
         "convert with labels.astype(jnp.int32).",
     ),
     (
+        lambda: adaptive_cross_entropy(HIDDEN, PARAMS, LABELS, reduction="average"),
+        ValueError,
+        "adaptive_cross_entropy: reduction must be one of 'mean', 'sum', 'none', got 'average'; "
+        "check the spelling.",
+    ),
+    (
+        lambda: adaptive_cross_entropy(HIDDEN, PARAMS, LABELS, denominator=3.0),
+        ValueError,
+        "adaptive_cross_entropy: denominator must be None for reduction 'none', got 3.0; "
+        "divide the result.",
+    ),
+    (
+        lambda: adaptive_cross_entropy(HIDDEN, PARAMS, LABELS, weights=np.ones(3)),
+        ValueError,
+        "adaptive_cross_entropy: weights must have shape [*batch] = [2, 3] to match hidden "
+        "[2, 3, 16], got [3]; broadcast them explicitly.",
+    ),
+    (
         lambda: adaptive_top_k(HIDDEN, PARAMS, 61),
         ValueError,
         "adaptive_top_k: k must be in [1, classes] = [1, 60], got 61; choose a value in range.",

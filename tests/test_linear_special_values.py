@@ -35,6 +35,33 @@ def test_ignored_rows_may_hold_anything(reduction: str):
     close(got, expected)
 
 
+@pytest.mark.parametrize("label", [-100, CLASSES])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_rows_of_weight_0_may_hold_anything(reduction: str, label: int):
+    """NaN, or a label of no class: nothing of it reaches a gradient, that of the weights neither."""
+    given = draw((5,))
+    given["labels"] = np.array([0, label, 2, 3, 1], np.int32)
+    given["hidden"][4] = np.nan
+    weights, kept = np.array([2, 0, 1, 0.5, 0], np.float32), np.array([0, 2, 3])
+
+    def loss(hidden: Any, kernel: Any, weights: Any) -> Any:
+        return linear_cross_entropy(
+            hidden, kernel, given["labels"], weights=weights, reduction=reduction, chunk_size=3
+        )
+
+    def without(hidden: Any, kernel: Any, weights: Any) -> Any:
+        rows = jsoftmax.cross_entropy(hidden[kept] @ kernel, given["labels"][kept])
+        total = jnp.sum(weights[kept] * rows)
+        return total / jnp.sum(weights[kept]) if reduction == "mean" else total
+
+    operands = given["hidden"], given["kernel"], jnp.asarray(weights)
+    got, expected = (
+        jax.value_and_grad(lambda *x, f=f: jnp.sum(f(*x)), (0, 1, 2))(*operands)
+        for f in (loss, without)
+    )
+    close(got, expected)
+
+
 def test_everything_ignored():
     given = draw((3,)) | {"labels": np.full(3, -1, np.int32)}
 

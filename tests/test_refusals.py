@@ -155,6 +155,9 @@ NAMED: dict[type[Exception], dict[str, Call]] = {
         "adaptive_cross_entropy class_weights": lambda: hierarchical.adaptive_cross_entropy(
             H, PARAMS, Y, class_weights=MASK
         ),
+        "adaptive_cross_entropy weights": lambda: hierarchical.adaptive_cross_entropy(
+            H, PARAMS, Y, weights=np.ones(4, np.complex64)
+        ),
         "hierarchical_cross_entropy class_weights": lambda: hierarchical.hierarchical_cross_entropy(
             H, NODES, Y, TREE, class_weights=COMPLEX
         ),

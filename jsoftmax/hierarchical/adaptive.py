@@ -58,7 +58,7 @@ def adaptive_cross_entropy(
         ignore_index: The label of rows that do not count: their loss and gradient are 0, whatever
             `hidden` holds there.
         weights: `v [*batch]`, of any real or bool dtype; 1 each by default. A row of weight 0 is left
-            out, whatever `hidden` holds there.
+            out, whatever `hidden` holds there and whatever its label is.
         reduction: "none" (`v ℓ`, `[*batch]`), "sum" (`Σ v ℓ`) or "mean" (`Σ v ℓ / Σ v`).
         denominator: What a mean is divided by, a scalar, in place of the sum of the weights of the
             rows that count.
@@ -130,13 +130,15 @@ def _reduced(
     batch, labels = labels.shape, widened(labels).reshape(-1)
     x = in_one_dtype(hidden, params).reshape(-1, hidden.shape[-1])
     ignored = None if ignore_index is None else labels == ignore_index
-    wanted = (labels >= 0) & (labels < params.num_classes)
     if ignored is not None:
         # The whole row, not only its loss: 0 · NaN would reach the gradient.
         x = jnp.where(row(ignored), 0, x)
-        wanted &= ~ignored
     weights = None if weights is None else jnp.reshape(weights, labels.shape)
-    x, share = row_shares(x, weights, ignored, reduction, denominator, x.dtype)
+    x, labels, share = row_shares(
+        x, labels, params.num_classes, weights, ignored, reduction, denominator, x.dtype
+    )
+    wanted = (labels >= 0) & (labels < params.num_classes)
+    wanted = wanted if ignored is None else wanted & ~ignored
     places = jnp.where(wanted, params.places(labels), 0)
     # 0 for the head, i for the i-th cluster; rows of no class are the head's, which makes their NaN.
     cluster = sum((places >= end).astype(jnp.int32) for end in params.bounds[:-1])

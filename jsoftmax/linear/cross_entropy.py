@@ -88,7 +88,7 @@ def linear_cross_entropy(
         transform: A `LogitTransform`. Those of its arrays with the shape `[*batch]` are one number
             per row, all others the same for all rows.
         weights: `w [*batch]`, of any real or bool dtype; 1 each by default. A row of weight 0 is left
-            out, whatever `hidden` holds there.
+            out, whatever `hidden` holds there and whatever its class index is.
         reduction: "mean", "sum" (`Σ w ℓ`) or "none" (`w ℓ`, `[*batch]`).
         denominator: What a mean is divided by, a scalar, in place of the sum of the weights of the
             rows that count.
@@ -271,16 +271,17 @@ def _linear_cross_entropy(
     axis_name: str | None,
 ) -> Array:
     hidden, labels, ignored = counting(hidden, labels, ignore_index)
+    classes, dtype = num_classes(kernel, axis_name), accumulator(common(hidden.dtype, kernel.dtype))
+    hidden, labels, w = row_shares(
+        hidden, labels, classes, weights, ignored, reduction, denominator, dtype
+    )
     options = Dealt(hidden, labels, where, temperature, transform)
-    dtype = accumulator(common(hidden.dtype, kernel.dtype))
-    hidden, w = row_shares(hidden, weights, ignored, reduction, denominator, dtype)
     rows = math.prod(hidden.shape[:-1])
     chosen, columns = _blocks_of(rows, kernel, reduction, chunk_size, accum_dtype)
     if chosen and in_blocks(hidden, kernel, labels):
         class_weights = None if class_weights is None else jnp.asarray(class_weights, dtype)
         wanted = Reduction(wanted_of(smoothing, z_loss), axis_name)
         raw, empty, t = row_numbers(wanted, options, hidden, kernel, bias, class_weights, columns)
-        classes = num_classes(kernel, axis_name)
         allowed = raw.get("count", classes)
         found = losses_of(raw, labels, allowed, empty, t, smoothing, z_loss, class_weights, axis_name)
         found = settle(found, labels, classes, ignored)
