@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsoftmax import _checks
-from jsoftmax._numerics import nan_unless, row, sharded_like, wide, widened
+from jsoftmax._numerics import has_whole_rows, is_sharded, nan_unless, row, sharded_like, wide, widened
 from jsoftmax._typing import Array
 from jsoftmax._walks import maximum, total
 
@@ -127,9 +127,8 @@ def at_label(v: Array, labels: Array, axis_name: str | None = None) -> Array:
         found = jnp.where(here, found, 0)
         return found if axis_name is None else jax.lax.psum(found, axis_name)
 
-    classes_sharded = jax.typeof(v).sharding.spec[-1:] not in ((), (None,))
-    rows_sharded = v.ndim == 1 and any(jax.typeof(labels).sharding.spec)
-    if not v.shape[-1] or classes_sharded or rows_sharded:
+    rows_sharded = v.ndim == 1 and is_sharded(labels)
+    if not v.shape[-1] or not has_whole_rows(v) or rows_sharded:
         # On a mesh with explicit axes a gather cannot reach over the shards, a comparison can.
         return compared(v, labels)
     # A gather is the cheaper on a CPU. Elsewhere it needs `v` in memory, and a comparison joins the

@@ -58,9 +58,31 @@ def unwrapped(rows: Array, count: int) -> Array:
     return jnp.where(rows < 0, count, rows)
 
 
+def layout(like: Array, *others: Array) -> jax.sharding.NamedSharding:
+    """How `like` lies on a mesh with explicit axes.
+
+    What was made outside of it, as NumPy arrays are, lies whole on each device of the others' mesh.
+    """
+    shardings = [jax.typeof(x).sharding for x in (like, *others)]
+    mesh = next((sharding.mesh for sharding in shardings if not sharding.mesh.empty), shardings[0].mesh)
+    return jax.sharding.NamedSharding(mesh, shardings[0].spec)
+
+
+def is_sharded(*arrays: Array) -> bool:
+    """Whether one of them is spread over an axis of a mesh with explicit axes."""
+    return any(any(jax.typeof(x).sharding.spec) for x in arrays)
+
+
+def has_whole_rows(x: Array) -> bool:
+    """Whether the last axis is not spread over an axis of such a mesh."""
+    return jax.typeof(x).sharding.spec[-1:] in ((), (None,))
+
+
 def sharded_like(x: Array, like: Array) -> Array:
-    """`x` laid out as `like` on a mesh with explicit axes; elsewhere `x`."""
-    sharding = jax.typeof(like).sharding
+    """`x` laid out as `like`, or its leading axes, on a mesh with explicit axes; elsewhere `x`."""
+    whole = layout(like, x)
+    leading = jax.sharding.PartitionSpec(*whole.spec[: x.ndim])
+    sharding = jax.sharding.NamedSharding(whole.mesh, leading)
     return x if jax.typeof(x).sharding.spec == sharding.spec else jax.sharding.reshard(x, sharding)
 
 

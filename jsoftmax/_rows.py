@@ -10,7 +10,7 @@ import math
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._numerics import accumulator, row, safe_temperature
+from jsoftmax._numerics import accumulator, row, safe_temperature, sharded_like
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
 from jsoftmax._walks import total
 
@@ -59,11 +59,13 @@ def rows_of(x: Array, where: Array | None, axis: tuple[int, ...]) -> tuple[Array
 
 def row_temperature(temperature: ArrayLike | None, v: Array) -> Array | None:
     """One temperature per row, `[*batch, 1]`, safe to divide by."""
-    if temperature is None:
-        return None
-    dtype = accumulator(v.dtype)
-    per_row = jnp.broadcast_to(jnp.asarray(temperature, dtype), v.shape[:-1])
-    return row(safe_temperature(per_row))
+    return None if temperature is None else row(safe_temperature(for_rows(temperature, v)))
+
+
+def for_rows(x: ArrayLike, v: Array) -> Array:
+    """A number, or one for each row, as one for each row `[*batch]`, laid out as the rows are."""
+    per_row = jnp.broadcast_to(jnp.asarray(x, accumulator(v.dtype)), v.shape[:-1])
+    return sharded_like(per_row, v)
 
 
 def checked(

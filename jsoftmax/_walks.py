@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import behind, below, below_top, exponentials, own, row, unit, wide
+from jsoftmax._numerics import behind, below, below_top, exponentials, is_sharded, own, row, unit, wide
 from jsoftmax._typing import Array
 
 # Below this sum of exponentials, subtracting the maximum's 1 would cost more than 2 bits.
@@ -259,7 +259,7 @@ def _where_some(
         return jax.lax.switch(jnp.sign(count) + several, (lambda: other, few, whole))
 
     # Rows that lie on several devices are not gathered.
-    if axis_name or not most or any(jax.typeof(like).sharding.spec):
+    if axis_name or not most or is_sharded(like):
         return _where_any(flag, whole, other, axis_name)
     return jnp.where(flag, jax.lax.platform_dependent(cpu=needed, default=whole), other)
 
@@ -287,7 +287,7 @@ def by_chunks(function: Callable[..., Any], v: Array, *per_row: Array | None) ->
     rows = math.prod(batch) if known else 0
     size = max(1, _CACHED // max(classes, 1)) if known else 0
     # Rows that lie on several devices stay there.
-    if rows <= size or any(jax.typeof(v).sharding.spec):
+    if rows <= size or is_sharded(v):
         return function(v, *per_row)
 
     def in_chunks(*arrays: Array | None) -> Any:

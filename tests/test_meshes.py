@@ -183,3 +183,21 @@ def test_eager_on_an_explicit_mesh(case: Case):
         got = case.call(**placed(case, devices, "rows", None))
     agree(got, truth(case).value)
     assert jnp.issubdtype(jax.tree.leaves(got)[0].dtype, jnp.floating)
+
+
+@pytest.mark.thin(6)
+@every_case
+@pytest.mark.parametrize("devices", [1, 2])
+def test_only_rows_are_on_an_explicit_mesh(devices: int, case: Case):
+    """What rows share was made outside, as parameters from a file are."""
+    leave_out_keys_of_rows(case)
+    kinds = AxisType.Explicit, AxisType.Explicit
+    on = jax.make_mesh((devices, 1), ("rows", "classes"), kinds, devices=jax.devices()[:devices])
+    given = case.inputs() | {
+        name: x for name, x in placed(case, on, "rows", None).items() if case.rowwise(name)
+    }
+    with use_mesh(on):
+        spec = output_spec(case, "rows", None)
+        by = jax.tree.map(lambda c: jax.device_put(c, NamedSharding(on, spec)), cotangents(case))
+        got = quick(value_and_gradient(case, case.call))(*split(case, given), by)
+    check(case, got)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax._labels import are_indices
-from jsoftmax._numerics import accumulator, upright
+from jsoftmax._numerics import accumulator, is_sharded, upright
 from jsoftmax._rows import row_temperature
 from jsoftmax._typing import Array
 from jsoftmax._walks import total
@@ -348,7 +348,7 @@ def in_blocks(hidden: Array, kernel: Array, labels: Any) -> bool:
     """
     mesh = jax.typeof(kernel).sharding.mesh
     manual = all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
-    alone = manual or mesh.size == 1
+    alone = (manual or mesh.size == 1) and not is_sharded(hidden, kernel)
     known = alone and not isinstance(labels, Teacher)
     return known and kernel.shape[1] > 0 and not (isinstance(hidden.size, int) and hidden.size == 0)
 

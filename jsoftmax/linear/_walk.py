@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import accumulator, sharded_like, upright
+from jsoftmax._numerics import accumulator, is_sharded, layout, sharded_like, upright
 from jsoftmax._typing import Array
 from jsoftmax.autodiff import custom_vjp, scan_forgetting
 
@@ -109,14 +109,13 @@ def common(a: Any, b: Any) -> Any:
 
 def product(a: Array, b: Array, over: tuple[int, int], like: Array | None = None) -> Array:
     """A matrix product summed in float32 or wider, on a mesh with explicit axes laid out as `like`."""
-    explicit = like is not None and any(any(jax.typeof(x).sharding.spec) for x in (a, b))
     dtype = common(a.dtype, b.dtype)
     return jax.lax.dot_general(
         a.astype(dtype),
         b.astype(dtype),
         (((over[0],), (over[1],)), ((), ())),
         preferred_element_type=accumulator(dtype),
-        out_sharding=jax.typeof(like).sharding if explicit else None,
+        out_sharding=layout(like, a, b) if like is not None and is_sharded(a, b) else None,
     )
 
 
@@ -145,7 +144,7 @@ def _plus_product(so_far: Array, h: Array, d_z: Array, kernel: Array) -> Array:
         end = jax.lax.optimization_barrier(jnp.asarray(blocks * _BLOCK, jnp.int32))
         return add(so_far, end, rest) if rest else so_far
 
-    if blocks < 2 or any(any(jax.typeof(x).sharding.spec) for x in (h, d_z)):
+    if blocks < 2 or is_sharded(h, d_z):
         return whole(so_far, h, d_z)
     return jax.lax.platform_dependent(so_far, h, d_z, cpu=in_blocks, default=whole)
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._numerics import has_whole_rows
 from jsoftmax._typing import Array, ArrayLike, Shape
 from jsoftmax.linear._walk import Walk, common, number_of_chunks, row_values, sum_of_rows
 
@@ -190,7 +191,7 @@ def check_product(
             f"{function}: kernel must have shape [features, classes] = [{features[0]}, classes] to "
             f"match hidden {list(h.shape)}, got {list(w.shape)}; {hint}"
         )
-    if jax.typeof(h).sharding.spec[-1:] not in ((), (None,)):
+    if not has_whole_rows(h):
         raise ValueError(
             f"{function}: hidden must have all its features on each device, got "
             f"{jax.typeof(h).sharding.spec}; gather them with jax.sharding.reshard."

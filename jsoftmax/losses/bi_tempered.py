@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._labels import are_indices, settle
 from jsoftmax._numerics import accumulator, nan_unless, row
-from jsoftmax._rows import masked
+from jsoftmax._rows import for_rows, masked
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.losses._fenchel_young import divergence, targets
 from jsoftmax.losses.sparse import checked_rows
@@ -109,8 +109,7 @@ def _losses(
         y = y.astype(dtype)
         y = y if mask is None else jnp.where(mask, y, 0)
     v, empty = masked(z, mask), empty_rows(mask, z)
-    alpha = jnp.broadcast_to(2 - second, (*z.shape[:-1], 1))
-    p = entmax_of_rows(0, v, None, alpha, empty)
+    p = entmax_of_rows(0, v, None, row(for_rows(2 - second, z)), empty)
     q, missing = targets(v, y, p)
     log_p = jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), jnp.where(jnp.isnan(p), p, -jnp.inf))
     loss = jnp.sum(divergence(1 - first, q, p, missing, log_p), axis=-1)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import gaps, row
+from jsoftmax._numerics import gaps, is_sharded, row
 from jsoftmax._typing import Array
 from jsoftmax._walks import maximum
 from jsoftmax.maps._threshold import Whole, lower_bound
@@ -33,7 +33,7 @@ def of_candidates(solve: Callable[..., Any], family: Whole, v: Array, temperatur
     # Before jax 0.10, XLA:CPU sums rows inside a branch with fewer digits.
     known &= jax.__version_info__ >= (0, 10)
     # Rows that lie on several devices stay there.
-    if not known or any(jax.typeof(v).sharding.spec):
+    if not known or is_sharded(v):
         return solve(v, temperature, None, None)
     size = next((b for b in range(_BLOCK, _BLOCK // 8, -1) if classes % b == 0), _BLOCK)
     # Few classes are in a sparsemax's support, more the nearer α is to 1.

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsoftmax import _checks
-from jsoftmax._numerics import accumulator, behind, gaps, nan_unless, row, wide
+from jsoftmax._numerics import accumulator, behind, gaps, has_whole_rows, nan_unless, row, wide
 from jsoftmax._rows import (
     all_masked,
     batch_of,
     checked,
     checked_temperature,
     classes_back,
+    for_rows,
     row_temperature,
     rows_of,
 )
@@ -55,7 +56,7 @@ def solved(
 
     `m`: the maxima, where they are known.
     """
-    fold = jax.typeof(v).sharding.spec[-1:] in ((), (None,)) and isinstance(v.shape[-1], int)
+    fold = has_whole_rows(v) and isinstance(v.shape[-1], int)
     m = maximum(v) if m is None else m
     g = gaps(v, m, temperature)
     found = levels(_family(n, alpha), g, jnp.zeros_like(m), fold, dominated, bound)
@@ -217,9 +218,8 @@ def checked_alpha(function: str, alpha: ArrayLike, batch: Shape) -> tuple[int, A
 
 def row_alpha(alpha: ArrayLike, v: Array) -> Array:
     """One α per row, `[*batch, 1]`, NaN where it is below 1."""
-    dtype = accumulator(v.dtype)
-    per_row = jnp.broadcast_to(jnp.asarray(alpha, dtype), v.shape[:-1])
-    return row(per_row * nan_unless(per_row >= 1, dtype))
+    per_row = for_rows(alpha, v)
+    return row(per_row * nan_unless(per_row >= 1, per_row.dtype))
 
 
 def empty_rows(where: Array | None, v: Array) -> Array | None:

@@ -19,6 +19,7 @@ from jsoftmax._numerics import (
     exponentials,
     finite_gaps,
     gaps,
+    has_whole_rows,
     others_share,
     row,
     share_of,
@@ -71,12 +72,7 @@ def _fusible(v: Array) -> bool:
     It does so in plain arithmetic, which gives NaN beside +inf; then all is done again, with care.
     The branch costs more than it saves where there is little to do, or rows are long.
     """
-    return (
-        isinstance(v.size, int)
-        and v.size >= _SMALL
-        and v.shape[-1] <= _LONG
-        and jax.typeof(v).sharding.spec[-1:] in ((), (None,))
-    )
+    return isinstance(v.size, int) and v.size >= _SMALL and v.shape[-1] <= _LONG and has_whole_rows(v)
 
 
 def _softmax_fwd(v: Array, temperature: Array | None, empty: Array) -> tuple[Array, Any]:
