@@ -28,7 +28,7 @@ ROWS, FEATURES, CLASSES, DRAWN = 1024, 256, 32_000, 1024
 FEW = 256  # rows where all classes are asked for
 # What `--quick` compiles: one of each kind of program.
 QUICK = ("hierarchical_cross_entropy", "row_adam", "top_k", "adaptive_cross_entropy",
-         "sampled_cross_entropy")  # fmt: skip
+         "adaptive_cross_entropy, mean", "sampled_cross_entropy")  # fmt: skip
 RESULTS = Path(__file__).parent / "results" / "tpu_hierarchical.json"
 
 Function = Callable[..., Any]
@@ -144,6 +144,9 @@ def cases() -> list[Case]:
         Case("greedy", lambda *given: tuple(h.greedy(*given)), "hidden kernel tree", 1),
         Case("sample", h.sample, "key hidden kernel tree", 1),
         Case("adaptive_cross_entropy", gradient(h.adaptive_cross_entropy), "hidden params labels", 3),
+        Case("adaptive_cross_entropy, mean",
+             gradient(functools.partial(h.adaptive_cross_entropy, reduction="mean")),
+             "hidden params labels", 3),
         Case("adaptive_log_softmax", h.adaptive_log_softmax, "few params", 1),
         Case("adaptive_top_k", functools.partial(h.adaptive_top_k, k=10), "few params", 2),
         Case("adaptive_sample", h.adaptive_sample, "key hidden params", 2),

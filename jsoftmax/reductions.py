@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._labels import are_indices
-from jsoftmax._numerics import accumulator, row, weighed
+from jsoftmax._numerics import accumulator, row, sharded_like, weighed
 from jsoftmax._typing import Array, ArrayLike
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -124,7 +124,7 @@ def row_shares(
     """
     w = None
     if weights is not None:
-        w = jnp.asarray(weights).astype(dtype)
+        w = sharded_like(jnp.asarray(weights).astype(dtype), hidden)
         indices = isinstance(labels, jax.Array) and are_indices(labels)
         wrong = (labels < 0) | (labels >= classes) if indices else False
         spoiled = (w == 0) & (~jnp.all(jnp.isfinite(hidden), axis=-1) | wrong)
