@@ -1,15 +1,18 @@
 """Ratios that differ from run to run: their middle over several processes.
 
 `python -m benchmarks.middle [--quick] [--only REGEX] [--json FOLDER]`; the names that `--only` matches
-are those of the table's rows. Where cores are shared, the same program takes 12 ms in one minute and
-30 in the next, and one run says little about a target that is near. Each run here is a process of its
-own, which measures one row of another benchmark; the runs of all rows take turns.
+are those of the table's rows. What it leaves out stays in the folder's table as it was. Where cores are
+shared, the same program takes 12 ms in one minute and 30 in the next, and one run says little about a
+target that is near. Each run here is a process of its own, which measures one row of another benchmark;
+the runs of all rows take turns.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
+import json
 import multiprocessing
 import statistics
 from typing import TYPE_CHECKING, Any
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 RUNS = 7
-HEADER = ["", "middle", "least", "greatest", "runs that meet it", "target", "missed"]
+HEADER = ["", "middle", "least", "greatest", "runs that meet it", "target", "missed", "measured"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +88,8 @@ def lines() -> list[Line]:
     return found
 
 
-def row(line: Line, ratios: list[float]) -> list[str]:
+def row(line: Line, found: dict[str, Any]) -> list[str]:
+    ratios = found["ratios"]
     middle = statistics.median(ratios)
     return [
         line.name,
@@ -95,7 +99,14 @@ def row(line: Line, ratios: list[float]) -> list[str]:
         f"{sum(map(line.met, ratios))} of {len(ratios)}",
         line.target,
         "" if line.met(middle) else line.target,
+        found["date"],
     ]
+
+
+def before(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The rows of the file that is written to, by name."""
+    path = None if arguments.json is None else arguments.json / "middle.json"
+    return json.loads(path.read_text())["rows"] if path and path.exists() else {}
 
 
 def main() -> None:
@@ -108,18 +119,24 @@ def main() -> None:
                 ratios[line.name].append(pool.apply(line.measure))
                 print(f"{line.name}: {ratios[line.name][-1]:.2f}", flush=True)
     environment = report.environment()
+    measured = {
+        name: {"ratios": values, "date": environment["date"]} for name, values in ratios.items()
+    }
+    found = before(arguments) | measured
+    known = [line for line in lines() if line.name in found]
     text = "\n\n".join(
         [
             "# Ratios that differ from run to run",
             report.headline(environment),
             "Each run is a process that measures one row of another benchmark, whose table says what "
-            "is compared; the rows take turns. missed: targets, by the middle of the runs.",
-            report.markdown(HEADER, [row(line, ratios[line.name]) for line in chosen]),
+            "is compared; the rows take turns. missed: targets, by the middle of the runs. measured: "
+            "the day; the machine above is that of the last.",
+            report.markdown(HEADER, [row(line, found[line.name]) for line in known]),
         ]
     )
     print("\n" + text)
-    found = {line.name: {"target": line.target, "ratios": ratios[line.name]} for line in chosen}
-    report.save("middle", {"environment": environment, "rows": found}, text, arguments)
+    rows = {line.name: {"target": line.target, **found[line.name]} for line in known}
+    report.save("middle", {"environment": environment, "rows": rows}, text, arguments)
 
 
 if __name__ == "__main__":
