@@ -81,6 +81,35 @@ def test_loss_is_the_log_softmax_at_the_label(name: str):
 
 
 @every_tree
+def test_gradient_by_the_oracle(name: str):
+    """Of the loss and of all log-probabilities, by differences of the oracle in float64."""
+    tree = TREES[name]
+    *given, y = draw(tree)
+    leaves, rng = np.asarray(tree.leaves), np.random.default_rng(3)
+    weights = rng.standard_normal((ROWS, tree.num_classes)).astype(np.float32)
+
+    def slopes(f: Any) -> Any:
+        return quick(jax.grad(f, (0, 1, 2)))(*given)
+
+    of_loss = slopes(lambda h, k, b: jnp.sum(loss(h, k, y, tree, node_bias=b)))
+    of_logs = slopes(lambda h, k, b: jnp.vdot(weights, log_softmax(h, k, tree, node_bias=b)))
+    along = [rng.standard_normal(x.shape) for x in given]
+    step = 1e-5
+    ahead, back = (
+        exactly(tree, *(np.float64(x) + sign * t for x, t in zip(given, along, strict=True)))[:, leaves]
+        for sign in (step, -step)
+    )
+    moved = (ahead - back) / (2 * step)
+    for got, true in (
+        (of_loss, -np.sum(moved[np.arange(ROWS), y])),
+        (of_logs, np.sum(weights * moved)),
+    ):
+        found = sum(np.vdot(np.float64(g), t) for g, t in zip(got, along, strict=True))
+        size = sum(np.linalg.norm(g) * np.linalg.norm(t) for g, t in zip(got, along, strict=True))
+        np.testing.assert_allclose(found, true, rtol=0, atol=1e-6 * size)
+
+
+@every_tree
 def test_inner_nodes_as_labels(name: str):
     tree = TREES[name]
     h, kernel, bias, _ = draw(tree)
