@@ -80,10 +80,11 @@ def compare(chosen: set[str], soft: bool, masked: bool, reduction: str, seed: in
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=3e-5, atol=3e-5), got, expected)
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("reduction", ["sum", "none"])
-def test_everything_at_once(reduction: str):
-    compare(set(OPTIONS), soft=False, masked=True, reduction=reduction, seed=0)
+@pytest.mark.parametrize("soft", [False, True])
+def test_everything_at_once(soft: bool, reduction: str):
+    compare(set(OPTIONS), soft=soft, masked=True, reduction=reduction, seed=0)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 from jsoftmax import entmax
 from jsoftmax.maps.entmax import distribution_of, solved
 from tests.oracles import entmax as oracle
+from tests.truth import x64
 
 ROW = jnp.array([0.3, 1.9, 1.2, -0.4, 1.6, 0.9])
 TEMPERATURE = 0.8
@@ -59,3 +60,22 @@ def test_many_scores_next_to_the_threshold(traced: bool):
     p = np.asarray(entmax(z, jnp.float32(2) if traced else 2.0), np.longdouble)
     np.testing.assert_allclose(p.sum(-1), 1, 0, 1e-6)
     np.testing.assert_allclose(p, oracle.rows(z, 2.0), 0, 5e-7)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.3, 2.0, 2.5])
+def test_float64_of_a_traced_alpha(alpha: float) -> None:
+    """Its gradient mixes no index of 64 bits with one of 32, and has the digits of 64 bits."""
+    with x64():
+        row, a = ROW.astype(np.float64), jnp.asarray(alpha, np.float64)
+        ct = jnp.arange(row.size, dtype=np.float64)
+
+        @jax.jit
+        def loss(row: jax.Array, a: jax.Array) -> jax.Array:
+            return jnp.vdot(ct, entmax(row, a))
+
+        slope = jax.grad(loss, (0, 1))(row, a)
+        assert slope[0].dtype == slope[1].dtype == np.float64
+        step = 1e-6
+        for i in range(row.size):
+            moved = [loss(row.at[i].add(sign * step), a) for sign in (1, -1)]
+            np.testing.assert_allclose(slope[0][i], (moved[0] - moved[1]) / (2 * step), atol=1e-8)

@@ -274,14 +274,18 @@ def _numbers_bwd(blocks: Blocks, residuals: Any, cts: Mapping[str, Array]) -> tu
         def one(i: Array, cts: Mapping[str, Array]) -> tuple[Any, Any]:
             kernel, bias, labels, where, transform, weights = cut(i)
             z = logits_of(hidden, kernel, bias)
-            q, pull = jax.vjp(_weighted, labels, weights)
+            q = _weighted(labels, weights)
             d_z, d_q, d_transform, d_temperature, d_weights = gradient(
                 here, z, q, where, transform, temperature, weights, out, cts
             )
             d_labels = None
             if not are_indices(labels):
-                d_labels, by_mass = pull(d_q)
-                d_weights = by_mass if d_weights is None else d_weights + by_mass
+                d_labels = _weighted(d_q, weights)
+                if weights is not None:
+                    # Not by autodiff, which sums over the devices that share the weights at once: what
+                    # it is added to, and so the sum, is still told apart.
+                    by_mass = jnp.sum(d_q * labels, axis=0)
+                    d_weights = by_mass if d_weights is None else d_weights + by_mass
             narrow = narrowed(d_z, kernel)
             d_kernel, d_hidden = product(across, narrow, (1, 0)), product(narrow, kernel, (1, 1))
             per_class, others = _parted(blocks, d_transform)

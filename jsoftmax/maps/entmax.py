@@ -179,7 +179,7 @@ def balanced(s: Array, dg: Array) -> Array:
     For α > 2 its slope may be beyond all digits, times a difference that has none.
     """
     ids = jax.lax.broadcasted_iota(jnp.int32, s.shape, s.ndim - 1)
-    steepest = (ids == row(jnp.argmax(s, axis=-1))) & (s > 2)
+    steepest = (ids == row(jax.lax.argmax(s, s.ndim - 1, jnp.int32))) & (s > 2)
     others = jnp.where(steepest, 0, dg)
     return jnp.where(steepest, -row(jnp.sum(others, axis=-1)), dg)
 
