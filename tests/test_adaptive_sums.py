@@ -226,6 +226,30 @@ def test_empty_batch_and_ranks():
         np.testing.assert_allclose(one, adaptive_cross_entropy(hidden[0], params, labels[0]), 1e-6)
 
 
+@pytest.mark.parametrize("mode", ["gradient", "hessian times vector", "reverse twice"])
+def test_modes_over_devices(mode: str):
+    """With the rows in `shard_map`: the gradient in the kernel is summed over the devices, once."""
+    x, kernel, labels = tail()
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    split, whole = PartitionSpec("data"), PartitionSpec()
+
+    def local(x: Any, kernel: Any, labels: Any, weights: Any) -> Any:
+        return jax.lax.psum(jnp.sin(_sums.weighted_sum(x, kernel, labels, weights)), "data")
+
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=(split, whole, split, split), out_specs=whole)
+
+    def expected(x: Any, kernel: Any) -> Any:
+        return jnp.sum(jnp.sin(jnp.sum((WEIGHTS * plain(x, kernel, labels)).reshape(2, -1), axis=1)))
+
+    def run(f: Any) -> Any:
+        if mode == "gradient":
+            return jax.jit(jax.grad(f, (0, 1)))(x, kernel)
+        return jax.jit(lambda *given: MODES[mode](f, *given))(x, kernel, tail(1)[:2])
+
+    got, want = run(lambda x, kernel: sharded(x, kernel, labels, WEIGHTS)), run(expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 2e-4, 2e-5), got, want)
+
+
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_rows_on_several_devices(kind: AxisType):
     mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,), devices=jax.devices()[:2])

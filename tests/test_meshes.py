@@ -133,6 +133,30 @@ def test_second_order_over_classes(case: Case):
     agree(got, truth(case).hessian @ t, 5e-5)
 
 
+@pytest.mark.thin(6)
+@every_case
+@pytest.mark.parametrize("order", ["jvp of grad", "grad of grad"])
+def test_second_order_over_rows(order: str, case: Case):
+    """The curvature along a direction; the gradient of what devices share is a sum over them."""
+    call = in_shard_map(case, case.over_rows or case.call, "rows")
+    floats, fixed = split(case, case.inputs())
+    along = jax.tree.map(lambda x: np.cos(np.arange(x.size, dtype=x.dtype)).reshape(x.shape), floats)
+
+    def gradient(floats: Inputs) -> Inputs:
+        return jax.grad(lambda x: weigh(call(**x, **fixed), cotangents(case)))(floats)
+
+    def forward(floats: Inputs, along: Inputs) -> Inputs:
+        return jax.jvp(gradient, (floats,), (along,))[1]
+
+    def reverse(floats: Inputs, along: Inputs) -> Inputs:
+        return jax.grad(lambda x: weigh(gradient(x), along))(floats)
+
+    with use_mesh(mesh(2, 1, AxisType.Auto)):
+        got = quick(forward if order == "jvp of grad" else reverse)(floats, along)
+    t = np.concatenate([np.ravel(along[name]) for name in sorted(along)])
+    agree(got, truth(case).hessian @ t, 5e-5)
+
+
 def placed(case: Case, on: Mesh, rows: str | None, classes: str | None) -> Inputs:
     where = specs(case, rows, classes)
     return {

@@ -108,9 +108,11 @@ def _with_gradient_fwd(*operands: Array) -> tuple[Any, Any]:
 
 def _with_gradient_bwd(operands: tuple[Array, ...], cts: Any) -> tuple[Any, ...]:
     hidden, kernel, labels, weights = operands
+    # Told apart from device to device, so that autodiff sums no gradient over them yet.
+    none = nothing(hidden, kernel, weights)
+    moving = hidden + none, kernel + none, weights + none
     loss = functools.partial(_by_rows, labels=labels)
-    _, pull = jax.vjp(jax.value_and_grad(loss, (0, 1, 2)), hidden, kernel, weights)
-    d_hidden, d_kernel, d_weights = pull(cts)
+    d_hidden, d_kernel, d_weights = jax.vjp(jax.value_and_grad(loss, (0, 1, 2)), *moving)[1](cts)
     return d_hidden, d_kernel, None, d_weights
 
 
