@@ -49,6 +49,18 @@ def oracle_log_softmax(params: AdaptiveParams, hidden: Any) -> np.ndarray:
     return oracle.log_softmax(hidden, *oracle_parts(params), order_of(params))
 
 
+def check_gradients(params: Any, hidden: Any, places: Any, ct: Any, found: tuple[Any, Any]) -> None:
+    """The gradients in the parameters and in `hidden`, by the oracle's for cotangents `ct [rows]`."""
+    d_params, d_hidden = found
+    expected: Any = oracle.cross_entropy_gradients(hidden, *oracle_parts(params), places, ct)
+    got = [d_hidden, d_params.head_kernel, d_params.head_bias]
+    got += [x for pair in zip(d_params.projections, d_params.tail_kernels, strict=True) for x in pair]
+    want = [expected["hidden"], expected["head"], expected["head_bias"]]
+    want += [x for pair in expected["tails"] for x in pair]
+    for ours, theirs in zip(got, want, strict=True):
+        np.testing.assert_allclose(ours, theirs, 1e-4, 1e-5)
+
+
 def at(log_probs: Any, labels: Any) -> np.ndarray:
     return np.take_along_axis(np.asarray(log_probs), np.asarray(labels)[..., None], -1)[..., 0]
 

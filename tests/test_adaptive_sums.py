@@ -19,15 +19,14 @@ from tests.adaptive_problem import (
     EVERY_MODE,
     MODES,
     at,
+    check_gradients,
     made,
     oracle_log_softmax,
-    oracle_parts,
     plain,
     rows,
     tail,
 )
 from tests.mesh import use_mesh
-from tests.oracles import adaptive as oracle
 
 pytestmark = pytest.mark.thin(6)
 WEIGHTS = jnp.linspace(0.5, 2.0, 10)
@@ -65,13 +64,7 @@ def test_value_and_gradient(reduction: str):
         loss, (d_params, d_hidden) = gradients(params, hidden, labels)
         losses = -at(oracle_log_softmax(params, hidden), labels)
         np.testing.assert_allclose(loss, np.sum(shares * losses), 1e-5)
-        expected: Any = oracle.cross_entropy_gradients(hidden, *oracle_parts(params), places, shares)
-        np.testing.assert_allclose(d_hidden, expected["hidden"], 1e-4, 1e-5)
-        np.testing.assert_allclose(d_params.head_kernel, expected["head"], 1e-4, 1e-5)
-        np.testing.assert_allclose(d_params.head_bias, expected["head_bias"], 1e-4, 1e-5)
-        for i, (projection, kernel) in enumerate(expected["tails"]):
-            np.testing.assert_allclose(d_params.projections[i], projection, 1e-4, 1e-5)
-            np.testing.assert_allclose(d_params.tail_kernels[i], kernel, 1e-4, 1e-5)
+        check_gradients(params, hidden, places, shares, (d_params, d_hidden))
 
 
 def test_every_option_is_that_of_the_rows():
@@ -107,34 +100,22 @@ def test_every_option_is_that_of_the_rows():
 
 
 @EVERY_MODE
-def test_sums_in_every_mode(mode: str):
+@pytest.mark.parametrize("rule", [True, False], ids=["with its rule", "without"])
+def test_sums_in_every_mode(rule: bool, mode: str):
+    """Also what makes the gradient, differentiated as it stands: jax may lose a rule in a scan."""
     x, kernel, labels = tail()
     tangents = tail(1)[:2]
-    got, want = (
-        jax.jit(lambda x, kernel, tangents, f=f: MODES[mode](f, x, kernel, tangents))(
-            x, kernel, tangents
-        )
-        for f in (
-            lambda x, kernel: _sums.weighted_sum(x, kernel, labels, WEIGHTS),
-            lambda x, kernel: jnp.sum(WEIGHTS * plain(x, kernel, labels)),
-        )
-    )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 2e-4, 2e-5), got, want)
 
+    def found(x: Any, kernel: Any) -> Any:
+        if rule:
+            return _sums.weighted_sum(x, kernel, labels, WEIGHTS)
+        return _sums._with_gradient.fun(x, kernel, labels, WEIGHTS)[0]
 
-@EVERY_MODE
-def test_a_dropped_rule_changes_nothing(mode: str):
-    """What makes the gradient, differentiated as it stands: jax may lose a rule in a scan."""
-    x, kernel, labels = tail()
-    tangents = tail(1)[:2]
+    def true(x: Any, kernel: Any) -> Any:
+        return jnp.sum(WEIGHTS * plain(x, kernel, labels))
+
     got, want = (
-        jax.jit(lambda x, kernel, tangents, f=f: MODES[mode](f, x, kernel, tangents))(
-            x, kernel, tangents
-        )
-        for f in (
-            lambda x, kernel: _sums._with_gradient.fun(x, kernel, labels, WEIGHTS)[0],
-            lambda x, kernel: jnp.sum(WEIGHTS * plain(x, kernel, labels)),
-        )
+        jax.jit(lambda *given, f=f: MODES[mode](f, *given))(x, kernel, tangents) for f in (found, true)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 2e-4, 2e-5), got, want)
 
