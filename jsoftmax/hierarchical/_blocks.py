@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax._labels import at_label, class_ids, with_label
-from jsoftmax._numerics import row, upright
+from jsoftmax._numerics import row, two_sum, upright
+from jsoftmax._recomputed import recomputed
 from jsoftmax._typing import Array
 from jsoftmax.autodiff import custom_vjp, scan_forgetting
 from jsoftmax.dense import cross_entropy
@@ -66,8 +67,8 @@ def _row_numbers(hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Ar
     blocks, none = _blocks(kernel), nothing(hidden, kernel)
 
     def over_tile(x: Array, y: Array) -> tuple[Array, Array, Array]:
-        def over_block(so_far: tuple[Array, Array, Array], block: Any) -> tuple[Any, None]:
-            m, others, score = so_far
+        def over_block(so_far: tuple[Array, ...], block: Any) -> tuple[Any, None]:
+            m, others, low, score = so_far
             v, local = _logits(x, y, block, kernel.shape[-1])
             top = jnp.maximum(m, jax.lax.stop_gradient(jnp.max(v, axis=-1)))
             here = (local >= 0) & (local < v.shape[-1])
@@ -78,13 +79,14 @@ def _row_numbers(hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Ar
 
             own = jnp.where(here, jnp.exp(jnp.where(here, score - top, 0)), 0)
             added = others_of(exponentials, jnp.sum(exponentials(), axis=-1), own, local)
-            others = others * jnp.exp(m - top) + added
-            return (top, others, score), None
+            scale = jnp.exp(m - top)
+            others, lost = two_sum(others * scale, added)
+            return (top, others, jax.lax.stop_gradient(low * scale) + lost, score), None
 
         zero = jnp.full(y.shape, none)
-        start = (zero + jnp.finfo(zero.dtype).min, zero, zero)
-        (m, others, score), _ = jax.lax.scan(over_block, start, blocks)
-        return jnp.where(y >= 0, score - m, 0), jnp.where(y >= 0, others, 0), m
+        start = (zero + jnp.finfo(zero.dtype).min, zero, zero, zero)
+        (m, others, low, score), _ = jax.lax.scan(over_block, start, blocks)
+        return jnp.where(y >= 0, score - m, 0), jnp.where(y >= 0, others + low, 0), m
 
     def tile(_: None, operands: tuple[Array, Array]) -> tuple[None, Any]:
         x, y = operands
@@ -142,7 +144,7 @@ _row_numbers.defvjp(_fwd, _bwd)
 
 def _lean(step: Callable[..., Any]) -> Callable[..., Any]:
     """A step that keeps nothing but its arguments when a derivative takes its loop apart."""
-    return jax.checkpoint(step, prevent_cse=False)
+    return recomputed(step)
 
 
 def _logits(x: Array, y: Array, block: Any, classes: int) -> tuple[Array, Array]:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax._numerics import accumulator, is_sharded, layout, sharded_like, upright
+from jsoftmax._recomputed import recomputed
 from jsoftmax._typing import Array
 from jsoftmax.autodiff import custom_vjp, scan_forgetting
 
@@ -255,7 +256,7 @@ def _pulled(walk: Walk, operands: tuple[Any, ...], cts: list[Array] | None) -> t
         return (_plus_product(d_kernel, h, narrow, kernel), added), per_row
 
     ahead = int(walk.chunks <= _AHEAD)
-    done, per_row = jax.checkpoint(begun, prevent_cse=False)(start, dealt_cts)
+    done, per_row = recomputed(begun)(start, dealt_cts)
     parts = [jax.tree.map(lambda x: x[None], per_row)] * ahead
     if not ahead:
         # Only the types of a first chunk are read, over which mesh axes it varies among them.
