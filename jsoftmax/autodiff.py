@@ -20,6 +20,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from jsoftmax._numerics import sharded_like
+from jsoftmax._recomputed import recomputed
 from jsoftmax._typing import Array
 
 
@@ -189,7 +190,7 @@ def _apply_jvp(call: _Call, leaves: tuple[Any, ...], tangents: tuple[Any, ...]) 
 
     # Without the checkpoint the transposed rule would keep every intermediate of `bwd` for the
     # backward pass; with it, only its arguments, and transposing it twice gives `bwd` again.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
+    @recomputed
     def push(residuals: Any, tangents: list[Any]) -> list[Any]:
         def pull(cts: list[Any]) -> list[Any]:
             filled = iter(cts)
@@ -209,6 +210,26 @@ def _no_tangent(leaf: Any) -> np.ndarray:
     return np.zeros(jnp.shape(leaf), jax.dtypes.float0)
 
 
+def with_derivatives_of(function: Callable[[], Array], value: Array) -> Array:
+    """`value`, with the derivatives of `function()`, of which it is the value already.
+
+    The function is evaluated only where a derivative is taken: what a loop has found need not be
+    computed again to be differentiable. `x = 1 + f − const(f)` is 1 and has all derivatives of `f`; it
+    is the solution of `x / (1 + f − const(f)) = 1`, of which the solver is told that it is 1.
+
+    A `jax.custom_jvp` would say so more plainly, but under second derivatives inside `scan` JAX puts
+    its function in its place, and forgets its rule.
+    """
+
+    def product(x: Array) -> Array:
+        f = function()
+        return x / (1 + (f - jax.lax.stop_gradient(f)))
+
+    one = jnp.ones_like(value)
+    solved = jax.lax.custom_linear_solve(product, one, lambda _, b: b, symmetric=True)
+    return value + (solved - one)
+
+
 def scan_forgetting(
     step: Callable[..., Any], init: Any, steps: int, linear: Any = None
 ) -> tuple[Any, Any]:
@@ -224,6 +245,6 @@ def scan_forgetting(
         return (linear, so_far), out
 
     numbers = jnp.arange(steps, dtype=jnp.int32)
-    forgetting = jax.checkpoint(carrying, prevent_cse=False)
+    forgetting = recomputed(carrying)
     (_, done), out = jax.lax.scan(forgetting, (linear, init), numbers)
     return done, out

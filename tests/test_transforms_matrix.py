@@ -190,7 +190,7 @@ def test_while_loop_forward(case: Case):
 
 @pytest.mark.parametrize(
     ("outer", "case"),
-    [("jvp(grad)", case) for case in CASES] + [("grad(grad)", case) for case in KINDS],
+    [(outer, case) for case in CASES for outer in ("jvp(grad)", "grad(grad)")],
     ids=lambda x: getattr(x, "name", x),
 )
 def test_second_order_in_scan(outer: str, case: Case):
@@ -203,6 +203,39 @@ def test_second_order_in_scan(outer: str, case: Case):
         return scan(phi, x, jnp.asarray(SCALES))
 
     agree(quick(lambda x: SECOND[outer](walk, x, jnp.asarray(t)))(x), true, 5e-5)
+
+
+# What searches in a loop, which has no backward pass of its own.
+SEARCHES = ("entmax", "entmax_traced", "sparsemax", "entmax_loss", "bi_tempered_logistic_loss")
+
+
+@pytest.mark.parametrize("walk", [scan, fori, mapped])
+@pytest.mark.parametrize("name", SEARCHES)
+def test_grad_of_grad_of_a_search_in_a_loop(name: str, walk: Callable[..., Any]):
+    case = named(name)
+    t = tangent(case)
+    true = sum(s**2 * (truth(case, scaled(case, s)).hessian @ t) for s in SCALES)
+    _, phi, x = flat(case, case.inputs())
+
+    def whole(x: Any) -> Any:
+        return walk(phi, x, jnp.asarray(SCALES))
+
+    agree(quick(lambda x: SECOND["grad(grad)"](whole, x, jnp.asarray(t)))(x), true, 5e-5)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_third_order_of_a_search_in_scan(name: str):
+    case = named(name)
+    t = jnp.asarray(tangent(case))
+    _, phi, x = flat(case, case.inputs())
+
+    def slope(f: Function) -> Function:
+        return lambda x: jnp.vdot(jax.grad(f)(x), t)
+
+    def walk(x: Any) -> Any:
+        return scan(phi, x, jnp.ones(1))
+
+    agree(quick(jax.grad(slope(slope(walk))))(x), truth(case).third, 2e-4)
 
 
 def batch_of_two(case: Case, names: tuple[str, ...]) -> tuple[Inputs, list[np.ndarray]]:

@@ -10,7 +10,7 @@ steps are few. A maximum for each column of a folded row bounds `σ` from below,
 The last steps are differentiable, in a `σ` that is held constant: so the derivatives are right without
 the map's rule too (to first order after one step, to third after two; for α = 2 to any).
 
-Imports `_steep`, `_pytrees`, `_numerics`.
+Imports `_steep`, `autodiff`, `_pytrees`, `_numerics`.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jsoftmax._numerics import behind, nan_unless, own, row
 from jsoftmax._pytrees import register
 from jsoftmax._typing import Array
+from jsoftmax.autodiff import with_derivatives_of
 from jsoftmax.maps._steep import steep_distribution, steep_levels
 
 # Columns of a folded row: fewer for short ones; a row is folded at least so often, or not at all.
@@ -190,11 +191,11 @@ class Levels(NamedTuple):
     # What to divide the probabilities by: their sum, or 1 where that is exact. NaN for a row of none.
     total: Array
     # Those of rows with α > 2, where there may be some, as `steep_levels` returns them.
-    steep: tuple[Array, Array, Array] | None = None
+    steep: tuple[Array, Array, Array, Array] | None = None
 
     def refused(self, factor: Array) -> "Levels":
         """NaN for the rows of which the factor is, else the same: it is 1 there."""
-        steep = None if self.steep is None else (*self.steep[:2], self.steep[2] * factor)
+        steep = None if self.steep is None else (*self.steep[:3], self.steep[3] * factor)
         return self._replace(total=self.total * factor, steep=steep)
 
 
@@ -244,7 +245,7 @@ def levels(
     steep = jax.lax.cond(
         jnp.any(steeper),
         lambda: steep_levels(jnp.where(steeper, family.a, 1), gaps, zero),
-        lambda: (zero, zero, zero + 1),
+        lambda: (zero, zero, zero, zero + 1),
     )
     whole = ~jnp.any(jnp.isnan(gaps), axis=-1)
     return Levels(tuple(steps), total, steep).refused(nan_unless(whole, gaps.dtype))
@@ -296,23 +297,11 @@ def _excess(n: int, y: Array, plain: Array) -> Array:
     return jnp.where(large, others + lacks, plain)
 
 
-@jax.custom_jvp
 def _last_step(family: Family, gaps: Array, sigma: Array) -> tuple[Array, Array]:
-    """A `σ` left of the threshold, constant, and Newton's step from there: the search's own last one.
-
-    Only its derivative is made anew.
-    """
-    return _search(family, gaps, sigma, family.done)
-
-
-@_last_step.defjvp
-def _last_step_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
-    out = sigma, _ = _last_step(*primals)
-
-    def step(family: Family, gaps: Array) -> Array:
-        return family.step(*_sums(family, gaps, sigma))
-
-    return out, (jnp.zeros_like(sigma), jax.jvp(step, primals[:2], tangents[:2])[1])
+    """A constant `σ` left of the threshold, and Newton's step from there: the search's own last one."""
+    held = jax.lax.stop_gradient((family, gaps))
+    sigma, step = _search(*held, sigma, family.done)
+    return sigma, with_derivatives_of(lambda: family.step(*_sums(family, gaps, sigma)), step)
 
 
 def _bound(family: Family, g: Array, sigma: Array, done: Callable[..., Array]) -> Array:

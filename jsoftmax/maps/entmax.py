@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._numerics import accumulator, behind, gaps, has_whole_rows, nan_unless, row, wide
 from jsoftmax._rows import (
     all_masked,
@@ -236,7 +237,7 @@ def entmax_of_rows(
     return _entmax(n, False, v, temperature, alpha, empty)
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "n"))
+@compiled("axis", "n")
 def _map(
     x: Array,
     where: Array | None,
@@ -249,7 +250,7 @@ def _map(
     empty = empty_rows(allowed, rows)
     a = None if alpha is None else row_alpha(alpha, rows)
     p = _entmax(n, True, rows, row_temperature(temperature, rows), a, empty)
-    return classes_back(p, axis, x.shape)
+    return classes_back(p, axis, x.shape).astype(x.dtype)
 
 
 def entmax(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._numerics import (
     deleted,
     dominant,
@@ -156,7 +157,7 @@ def through_temperature(dg: Array, v: Array, temperature: Array) -> tuple[Array,
     return dg / temperature, -jnp.sum(dg * g / temperature, axis=-1, keepdims=True)
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "log"))
+@compiled("axis", "log")
 def _map(x: Array, where: Array | None, temperature: ArrayLike | None, axis: Any, log: bool) -> Array:
     rows, allowed = rows_of(x, where, axis)
     empty = all_masked(allowed, rows)
@@ -169,7 +170,7 @@ def _map(x: Array, where: Array | None, temperature: ArrayLike | None, axis: Any
     return classes_back(out, axis, x.shape).astype(x.dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "keepdims"))
+@compiled("axis", "keepdims")
 def _reduced(x: Array, where: Array | None, axis: Any, keepdims: bool) -> Array:
     rows, allowed = rows_of(x, where, axis)
     out = _logsumexp(rows, all_masked(allowed, rows))[0].astype(x.dtype)
