@@ -129,6 +129,16 @@ def wide(x: Array) -> Array:
     return x.astype(accumulator(x.dtype))
 
 
+def without_tiny_dtypes(x: Array) -> Array:
+    """`x`, in float32 where its floating dtype has fewer than 16 bits.
+
+    Most of those have no infinity, some no NaN, no zero or no sign: nothing may be filled in, compared
+    or summed in them.
+    """
+    tiny = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 16
+    return x.astype(jnp.float32) if tiny else x
+
+
 def shift(m: Array, classes: int, temperature: Array | None = None) -> Array:
     """What to subtract from the scores of a row so that no digit is lost: `[*batch, 1]`.
 
@@ -151,12 +161,19 @@ def shift(m: Array, classes: int, temperature: Array | None = None) -> Array:
         c = of_units(m, lift)
     else:
         finite = jnp.minimum(jax.lax.stop_gradient(temperature), _HOTTEST)
-        step = jnp.ldexp(jnp.ones_like(finite), jnp.frexp(finite)[1] - 1)
+        step = _power_of_two(finite)
         u = m / step
         # Beyond 2²⁴ every number is whole.
         whole = of_units(u, jnp.floor(lift * (finite / step))) * step
         c = jnp.where(jnp.abs(u) < 2.0**24, whole, m)
     return jnp.maximum(c, -jnp.finfo(m.dtype).max)
+
+
+def _power_of_two(x: Array) -> Array:
+    """The largest power of two that is not above a positive number: only its first digit."""
+    bits, digits = (jnp.int32, 23) if x.dtype.itemsize == 4 else (jnp.int64, 52)
+    cleared = jax.lax.bitcast_convert_type(x, bits) & jnp.asarray(-(1 << digits), bits)
+    return jax.lax.bitcast_convert_type(cleared, x.dtype)
 
 
 def unit(m: Array, c: Array, temperature: Array | None = None) -> Array:
@@ -190,6 +207,15 @@ def _remainder(a: Array, quotient: Array, b: Array) -> Array:
     (q, q_low), (d, d_low) = split(quotient), split(b)
     left = (((a - q * d) - q * d_low) - q_low * d) - q_low * d_low
     return jnp.where(jnp.abs(left) < jnp.inf, left, 0)
+
+
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """The sum, and what it rounds away, a constant (Knuth's two-sum); 0 where the sum is no number."""
+    s = a + b
+    a, b, held = jax.lax.stop_gradient((a, b, s))
+    part = held - a
+    lost = (a - (held - part)) + (b - part)
+    return s, jnp.where(jnp.abs(held) < jnp.inf, lost, 0)
 
 
 def below(v: Array, m: Array, temperature: Array | None) -> Array:

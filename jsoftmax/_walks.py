@@ -16,7 +16,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import behind, below, below_top, exponentials, is_sharded, own, row, unit, wide
+from jsoftmax._numerics import (
+    behind,
+    below,
+    below_top,
+    exponentials,
+    is_sharded,
+    own,
+    row,
+    two_sum,
+    unit,
+    wide,
+)
 from jsoftmax._typing import Array
 
 # Below this sum of exponentials, subtracting the maximum's 1 would cost more than 2 bits.
@@ -68,17 +79,20 @@ def total_of(term: Callable[..., Array], axis_name: str | None, *arrays: Array) 
     def in_blocks(*arrays: Array) -> Array:
         count = arrays[0].shape[-1] // _BLOCK
 
-        def step(i: Array, so_far: Array) -> Array:
+        def step(i: Array, so_far: tuple[Array, Array]) -> tuple[Array, Array]:
             def block(x: Array) -> Array:
                 # Tied to the loop's index, 16 bits cannot be widened as a whole ahead of the loop.
                 x, at = jax.lax.optimization_barrier((x, i)) if x.dtype.itemsize == 2 else (x, i)
                 return jax.lax.dynamic_slice_in_dim(x, at * _BLOCK, _BLOCK, axis=-1)
 
-            return so_far + whole(*map(block, arrays))
+            added, lost = two_sum(so_far[0], whole(*map(block, arrays)))
+            return added, so_far[1] + lost
 
         first = whole(*(apart(x)[..., :_BLOCK] for x in arrays))
         last = whole(*(apart(x)[..., count * _BLOCK :] for x in arrays))
-        return jax.lax.fori_loop(1, count, step, first + last)
+        # What each addition of thousands rounds away is summed beside the sum.
+        s, lost = jax.lax.fori_loop(1, count, step, two_sum(first, last))
+        return s + lost
 
     v = arrays[0]
     if not isinstance(v.size, int) or v.shape[-1] < _WIDE or v.size < _MANY:
