@@ -10,13 +10,14 @@ import math
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._numerics import accumulator, row, safe_temperature, sharded_like
+from jsoftmax._numerics import accumulator, row, safe_temperature, sharded_like, without_tiny_dtypes
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
 from jsoftmax._walks import total
 
 
 def classes_last(x: Array, axis: tuple[int, ...]) -> Array:
-    """Moves the class axes to the end, in their order, and joins them into one."""
+    """Moves the class axes to the end, in their order, and joins them into one; 8 bits are widened."""
+    x = without_tiny_dtypes(x)
     batch = [a for a in range(x.ndim) if a not in axis]
     if (*batch, *axis) != tuple(range(x.ndim)):
         x = jnp.transpose(x, (*batch, *axis))

@@ -4,7 +4,6 @@ Imports `statistics`, `transforms`, `_labels`, `_rows`, `_walks`, `_numerics`, `
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._labels import are_indices, at_label, comparable, first_largest, num_classes, settle
 from jsoftmax._numerics import accumulator, nan_unless, row, scaled, widened
 from jsoftmax._rows import all_masked, batch_of, checked_temperature, classes_last, row_temperature
@@ -186,7 +186,7 @@ def row_stats(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "axis_name"))
+@compiled("axis", "axis_name")
 def row_losses(
     logits: Array,
     labels: Array,
@@ -263,7 +263,7 @@ def wanted_of(smoothing: ArrayLike | None, z_loss: ArrayLike | None) -> frozense
     return frozenset(wanted if z_loss is None else wanted | {"log_normalizer"})
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "axis_name", "statistics"))
+@compiled("axis", "axis_name", "statistics")
 def statistics_of_rows(
     logits: Array,
     labels: Array,

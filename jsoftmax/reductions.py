@@ -5,13 +5,13 @@ What a loss with a `reduction` of its own multiplies its rows with is settled he
 Imports `_labels`, `_numerics`, `_checks`.
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._labels import are_indices
 from jsoftmax._numerics import accumulator, row, sharded_like, weighed
 from jsoftmax._typing import Array, ArrayLike
@@ -70,7 +70,7 @@ def weighted_mean(
     return _weighted_mean(array, weights, denominator, axis_name)
 
 
-@functools.partial(jax.jit, static_argnames="axis_name")
+@compiled("axis_name")
 def _weighted_mean(
     values: Array, weights: Array | None, denominator: ArrayLike | None, axis_name: str | None
 ) -> Array:

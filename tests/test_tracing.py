@@ -72,6 +72,44 @@ def test_second_eager_gradient_compiles_nothing():
     assert compiled_by(lambda: jax.hessian(lambda z: jsoftmax.logsumexp(z))(z[0])) == 0
 
 
+HEAD = (np.ones((4, 3), np.float32), np.eye(3, 5, dtype=np.float32))
+HEADS: dict[str, Callable[[Any, Any], Any]] = {
+    "linear_cross_entropy": lambda h, k: jsoftmax.linear_cross_entropy(h, k, np.array([0, 1, 2, 4])),
+    "per row": lambda h, k: jnp.sum(
+        jsoftmax.linear_cross_entropy(h, k, np.array([0, 1, 2, 4]), reduction="none")
+    ),
+    "linear_row_stats": lambda h, k: jnp.sum(
+        jsoftmax.linear_row_stats(h, k, np.array([0, 1, 2, 4]), statistics=("entropy",)).entropy
+    ),
+}
+
+
+@pytest.mark.parametrize("differentiate", [False, True], ids=["value", "gradient"])
+@pytest.mark.parametrize("name", HEADS)
+def test_what_replaces_operations_while_a_model_is_traced(
+    name: str, differentiate: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """As quantisers do: seen by a head that was traced before, and gone when it is."""
+
+    def traced() -> Any:
+        loss = HEADS[name]
+        return jax.jit(lambda h, k: (jax.grad(loss) if differentiate else loss)(h, k))(*HEAD)
+
+    before, dot_general = traced(), jax.lax.dot_general
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            jax.lax, "dot_general", lambda *args, **kwargs: 2 * dot_general(*args, **kwargs)
+        )
+        assert not np.allclose(traced(), before)
+    np.testing.assert_array_equal(traced(), before)
+
+
+def test_a_function_called_in_a_trace_is_traced_there():
+    """No program of its own inside, and nothing left behind by asking whether one is traced."""
+    inside = str(jax.make_jaxpr(jsoftmax.logsumexp)(jnp.ones(3)))
+    assert "_reduced" not in inside
+
+
 NUMBERS: dict[str, Callable[[Any, Any], Any]] = {
     "temperature": lambda z, x: jsoftmax.cross_entropy(z, np.array([0, 2]), temperature=x),
     "softcap": lambda z, x: jsoftmax.cross_entropy(z, np.array([0, 2]), softcap=x),

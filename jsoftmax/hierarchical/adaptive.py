@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._labels import at_label, comparable, settle
-from jsoftmax._numerics import by_rows, row, scaled, weighed, wide, widened
+from jsoftmax._numerics import by_rows, row, scaled, weighed, wide, widened, without_tiny_dtypes
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.dense import cross_entropy
 from jsoftmax.hierarchical._blocks import row_losses
@@ -109,7 +110,7 @@ def adaptive_cross_entropy(
     return _cross_entropy(hidden, params, labels, *options, reduction=reduction)
 
 
-@functools.partial(jax.jit, static_argnames="reduction")
+@compiled("reduction")
 def _cross_entropy(hidden: Array, *operands: Any, reduction: str) -> Array:
     loss = functools.partial(_reduced, reduction=reduction)
     if reduction == "none":
@@ -213,7 +214,7 @@ def adaptive_log_softmax(hidden: ArrayLike, params: AdaptiveParams) -> Array:
     return _log_softmax(hidden, params)
 
 
-@jax.jit
+@compiled()
 @by_rows
 def _log_softmax(hidden: Array, params: AdaptiveParams) -> Array:
     x, shortlist = in_one_dtype(hidden, params), params.bounds[0]
@@ -241,7 +242,7 @@ def checked(name: str, hidden: ArrayLike, params: Any) -> tuple[Array, tuple[int
             f"params, got {list(x.shape)}; make params for these features with adaptive_init."
         )
     _check_shapes(name, params)
-    return x, x.shape[:-1]
+    return without_tiny_dtypes(x), x.shape[:-1]
 
 
 def _check_shapes(name: str, params: AdaptiveParams) -> None:

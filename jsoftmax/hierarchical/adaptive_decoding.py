@@ -6,7 +6,6 @@ find something there. Under `vmap` nothing is skipped.
 Imports `adaptive`, `adaptive_params`, `maps`, `_numerics`, `_checks`.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._numerics import by_rows, row
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical.adaptive import (
@@ -75,7 +75,7 @@ def adaptive_top_k(hidden: ArrayLike, params: AdaptiveParams, k: int) -> tuple[A
     return _top_k(hidden, params, k=int(k))
 
 
-@functools.partial(jax.jit, static_argnames="k")
+@compiled("k")
 @by_rows
 def _top_k(hidden: Array, params: AdaptiveParams, *, k: int) -> tuple[Array, Array]:
     shortlist = params.bounds[0]
@@ -146,7 +146,7 @@ def adaptive_sample(key: ArrayLike, hidden: ArrayLike, params: AdaptiveParams) -
     return _sample(hidden, keys, params)
 
 
-@jax.jit
+@compiled()
 @by_rows
 def _sample(hidden: Array, key: Array, params: AdaptiveParams) -> Array:
     shortlist = params.bounds[0]

@@ -3,13 +3,13 @@
 Imports `_search`, `loss`, `tree`, `_checks`.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._numerics import by_rows, row
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._search import beam_search, completed, of_paths, walk
@@ -230,7 +230,7 @@ def sample(
     return drawn[..., 0] if num_samples is None else jnp.moveaxis(drawn, -1, 0)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "width", "exact"))
+@compiled("k", "width", "exact")
 @by_rows
 def _top_k(
     hidden: Array,
@@ -259,7 +259,7 @@ def _top_k(
     return TopK(log_p.reshape(*batch, k), ids.reshape(*batch, k), certified.reshape(batch))
 
 
-@jax.jit
+@compiled()
 @by_rows
 def _greedy(hidden: Array, kernel: Array, tree: Tree, bias: Array | None) -> Greedy:
     batch, hidden = hidden.shape[:-1], hidden.reshape(-1, hidden.shape[-1])
@@ -270,7 +270,7 @@ def _greedy(hidden: Array, kernel: Array, tree: Tree, bias: Array | None) -> Gre
     return Greedy(log_p.reshape(batch), ids.reshape(batch))
 
 
-@functools.partial(jax.jit, static_argnames="draws")
+@compiled("draws")
 @by_rows
 def _sample(
     hidden: Array, key: Array, kernel: Array, tree: Tree, bias: Array | None, *, draws: int

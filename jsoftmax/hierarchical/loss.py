@@ -3,14 +3,12 @@
 Imports `_edges`, `tree`, `_labels`, `_numerics`, `_checks`.
 """
 
-import functools
-
-import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._labels import are_indices, at_label, comparable, settle
-from jsoftmax._numerics import accumulator, by_rows, row, scaled, widened
+from jsoftmax._numerics import accumulator, by_rows, row, scaled, widened, without_tiny_dtypes
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._edges import all_scores, along, descend, everywhere, some_scores
 from jsoftmax.hierarchical.tree import Tree, check_tree
@@ -159,7 +157,7 @@ def node_log_probs(
     return _log_probs(h, kernel, tree, node_bias, leaves=False)
 
 
-@functools.partial(jax.jit, static_argnames="nodes")
+@compiled("nodes")
 @by_rows
 def _loss(
     hidden: Array,
@@ -185,7 +183,7 @@ def _loss(
     return settled(loss, y, tree, weights, ignored, nodes)
 
 
-@functools.partial(jax.jit, static_argnames="leaves")
+@compiled("leaves")
 @by_rows
 def _log_probs(hidden: Array, kernel: Array, tree: Tree, bias: Array | None, *, leaves: bool) -> Array:
     by_position = descend(everywhere(all_scores(hidden, kernel, bias), tree), tree)
@@ -241,6 +239,7 @@ def checked(
     _checks.rows_of(
         name, "hidden", h, "node_kernel", kernel, "[tree.num_rows, features]", tree.num_rows
     )
+    h, kernel = without_tiny_dtypes(h), without_tiny_dtypes(kernel)
     if node_bias is not None:
         _checks.vector(name, "node_bias", node_bias, "tree.num_rows", tree.num_rows)
     if class_weights is not None:

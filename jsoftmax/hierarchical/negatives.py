@@ -4,7 +4,6 @@ Imports `proposals`, `_pytrees`, `_checks`.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._pytrees import register
 from jsoftmax._typing import Array
 from jsoftmax.hierarchical.proposals import Proposal
@@ -131,7 +131,7 @@ def draw_negatives(
     return _draw(key, proposal, num_samples=int(num_samples), replace=bool(replace))
 
 
-@functools.partial(jax.jit, static_argnames=("num_samples", "replace"))
+@compiled("num_samples", "replace")
 def _draw(key: Array, proposal: Proposal, *, num_samples: int, replace: bool) -> Negatives:
     classes = proposal.num_classes
     if replace:

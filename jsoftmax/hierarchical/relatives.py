@@ -10,10 +10,10 @@ import functools
 import itertools
 import math
 
-import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._labels import comparable
 from jsoftmax._numerics import by_rows, nan_unless, row, widened
 from jsoftmax._typing import Array, ArrayLike
@@ -123,7 +123,7 @@ def smooth_over_tree(
     return _smooth_over_tree(y, tree, smoothing, decay, ignore_index)
 
 
-@functools.partial(jax.jit, static_argnames="nodes")
+@compiled("nodes")
 @functools.partial(by_rows, trailing=0)
 def _tree_distance(a: Array, b: Array, tree: Tree, *, nodes: bool) -> Array:
     a, b = widened(a), widened(b)
@@ -134,7 +134,7 @@ def _tree_distance(a: Array, b: Array, tree: Tree, *, nodes: bool) -> Array:
     return jnp.where(valid, edges.astype(jnp.float32), jnp.nan)
 
 
-@jax.jit
+@compiled()
 @functools.partial(by_rows, trailing=0)
 def _smooth_over_tree(
     labels: Array,

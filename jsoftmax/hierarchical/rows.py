@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._labels import comparable
 from jsoftmax._numerics import by_rows, unwrapped, widened
 from jsoftmax._typing import Array, ArrayLike
@@ -121,7 +122,7 @@ def gradients_layout(rows: PartitionSpec) -> RowGradients:
     return RowGradients(rows, rows, PartitionSpec(), PartitionSpec())
 
 
-@functools.partial(jax.jit, static_argnames="nodes")
+@compiled("nodes")
 @functools.partial(by_rows, results=gradients_layout)
 def _row_gradients(
     hidden: Array,
@@ -219,7 +220,7 @@ def apply_row_updates(node_kernel: Any, rows: ArrayLike, updates: Any) -> Any:
     return jax.tree.map(add, node_kernel, updates)
 
 
-@jax.jit
+@compiled()
 def _added(x: Array, rows: Array, updates: Array) -> Array:
     rows = unwrapped(rows, x.shape[0])
     # As windows of one row, which XLA:CPU scatters as they are: rows without that axis it copies first.

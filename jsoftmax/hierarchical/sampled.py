@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._labels import comparable
-from jsoftmax._numerics import by_rows
+from jsoftmax._numerics import by_rows, without_tiny_dtypes
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._sampled import as_floats, gathered, loss_of_rows, rows_read, scores_of_drawn
 from jsoftmax.hierarchical.negatives import Negatives
@@ -291,7 +292,7 @@ def sampled_row_gradients(
     return _row_gradients(*args, weights, objective=objective, **options)
 
 
-@functools.partial(jax.jit, static_argnames=_OPTIONS)
+@compiled(*_OPTIONS)
 @by_rows
 def _loss(
     hidden: Array,
@@ -308,7 +309,7 @@ def _loss(
     return loss_of_rows(hidden, vectors, offsets, labels, class_weights, negatives, ignored, **options)
 
 
-@functools.partial(jax.jit, static_argnames=_OPTIONS)
+@compiled(*_OPTIONS)
 @functools.partial(by_rows, results=gradients_layout)
 def _row_gradients(
     hidden: Array,
@@ -339,7 +340,7 @@ def _row_gradients(
     return RowGradients(loss, d_hidden, joined(*rows), values)
 
 
-@jax.jit
+@compiled()
 @by_rows
 def _log_normalizer(hidden: Array, kernel: Array, bias: Array | None, negatives: Negatives) -> Array:
     rows = (jnp.clip(negatives.ids, 0, kernel.shape[0] - 1),)
@@ -368,6 +369,7 @@ def _checked(
     h, classes = _checks.array(name, "hidden", hidden), negatives.proposal.num_classes
     kernel = _checks.array(name, "class_kernel", class_kernel)
     _checks.rows_of(name, "hidden", h, "class_kernel", kernel, "[classes, features]", classes)
+    h, kernel = without_tiny_dtypes(h), without_tiny_dtypes(kernel)
     for option, value in (("bias", bias), ("class_weights", class_weights)):
         if value is not None:
             _checks.floating(name, option, value)

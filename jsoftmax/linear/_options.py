@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._labels import are_indices, comparable, num_classes
-from jsoftmax._numerics import exponentials, row, shift, widened
+from jsoftmax._numerics import exponentials, row, shift, widened, without_tiny_dtypes
 from jsoftmax._rows import masked
 from jsoftmax._typing import Array, ArrayLike, Shape
 from jsoftmax._walks import maximum, total
@@ -152,7 +152,7 @@ def _checked_teacher(name: str, labels: Any, batch: Shape, classes: int, match: 
             f"{list(given.hidden.shape)} and {list(given.kernel.shape)}; teacher and student share "
             "rows and classes."
         )
-    return given
+    return Teacher(*map(without_tiny_dtypes, given))
 
 
 def checked_transform(

@@ -4,7 +4,6 @@ Imports `_walk`, `_checks`, `_numerics`.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._numerics import has_whole_rows
+from jsoftmax._compiled import compiled
+from jsoftmax._numerics import has_whole_rows, without_tiny_dtypes
 from jsoftmax._typing import Array, ArrayLike, Shape
 from jsoftmax.linear._walk import Walk, common, number_of_chunks, row_values, sum_of_rows
 
@@ -119,7 +119,7 @@ class Chunked:
         return made
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@compiled("chunked")
 def _run(chunked: Chunked, hidden: Array, kernel: Array, bias: Any, rowwise: Any, shared: Any) -> Any:
     return walked(
         chunked.of_chunk,
@@ -198,4 +198,4 @@ def check_product(
         )
     if bias is not None:
         _checks.vector(function, "bias", bias, "classes", w.shape[1])
-    return h, w
+    return without_tiny_dtypes(h), without_tiny_dtypes(w)

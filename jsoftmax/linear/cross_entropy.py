@@ -5,14 +5,13 @@ Imports `chunked`, `_blocks`, `_options`, `_walk`, `dense`, `statistics`, `reduc
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._labels import num_classes, settle
 from jsoftmax._numerics import accumulator, weighed
 from jsoftmax._rows import checked_temperature
@@ -249,7 +248,7 @@ def _blocks_of(
     return narrow and chunk_size < min(n, _SMALL_CHUNK), max(1, columns)
 
 
-@functools.partial(jax.jit, static_argnames=("reduction", "chunk_size", "accum_dtype", "axis_name"))
+@compiled("reduction", "chunk_size", "accum_dtype", "axis_name")
 def _linear_cross_entropy(
     hidden: Array,
     kernel: Array,
@@ -320,7 +319,7 @@ def _linear_cross_entropy(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("statistics", "chunk_size", "accum_dtype", "axis_name"))
+@compiled("statistics", "chunk_size", "accum_dtype", "axis_name")
 def _linear_row_stats(
     hidden: Array,
     kernel: Array,

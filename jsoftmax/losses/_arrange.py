@@ -6,7 +6,7 @@ Imports `_rows`, `_numerics`, `_checks`.
 import jax.numpy as jnp
 
 from jsoftmax import _checks
-from jsoftmax._numerics import accumulator
+from jsoftmax._numerics import accumulator, without_tiny_dtypes
 from jsoftmax._rows import batch_of, classes_last
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
 
@@ -67,4 +67,4 @@ def both(function: str, logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Ar
             f"{function}: labels must broadcast with logits {list(a.shape)}, got {list(b.shape)}; "
             "give them one shape."
         ) from misfit
-    return jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape)
+    return jnp.broadcast_to(without_tiny_dtypes(a), shape), jnp.broadcast_to(b, shape)

@@ -6,10 +6,10 @@ Bregman divergence of the family at `2 − t₁`: solver, rule and divergence ar
 Imports `sparse`, `_fenchel_young`, `maps`, `_labels`, `_rows`, `_numerics`, `_checks`.
 """
 
-import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._labels import are_indices, settle
 from jsoftmax._numerics import accumulator, nan_unless, row
 from jsoftmax._rows import for_rows, masked
@@ -88,7 +88,7 @@ def bi_tempered_logistic_loss(
 _HEAVIEST = 4
 
 
-@jax.jit
+@compiled()
 def _losses(
     z: Array,
     y: Array,

@@ -3,10 +3,10 @@
 Imports `_rows`, `_numerics`, `_checks`.
 """
 
-import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._numerics import accumulator, nan_unless, scaled
 from jsoftmax._rows import classes_back, classes_last
 from jsoftmax._typing import Array, ArrayLike, Axis
@@ -202,13 +202,13 @@ def _inputs(x: Array, y: Array, where: Array | None) -> tuple[Array, Array]:
     return (x, y) if where is None else (jnp.where(where, x, 0), jnp.where(where, y, 0))
 
 
-@jax.jit
+@compiled()
 def _kl(log_p: Array, t: Array, where: Array | None) -> Array:
     log_p, t = _inputs(log_p, t, where)
     return _summed(_excess(t) - scaled(t, log_p), where)
 
 
-@jax.jit
+@compiled()
 def _kl_log(log_p: Array, log_t: Array, where: Array | None) -> Array:
     log_p, log_t = _inputs(log_p, log_t, where)
     some = log_t > -jnp.inf
@@ -217,7 +217,7 @@ def _kl_log(log_p: Array, log_t: Array, where: Array | None) -> Array:
     return _summed(terms, where)
 
 
-@jax.jit
+@compiled()
 def _generalized(log_p: Array, t: Array, where: Array | None) -> Array:
     log_p, t = _inputs(log_p, t, where)
     plain = _excess(t) - scaled(t, log_p) + (jnp.exp(log_p) - t)
@@ -232,7 +232,7 @@ def _generalized(log_p: Array, t: Array, where: Array | None) -> Array:
     return _summed(jnp.where(near, t * d * d / 2 * series, plain), where)
 
 
-@jax.jit
+@compiled()
 def _smooth(y: Array, where: Array | None, alpha: ArrayLike) -> Array:
     dtype = accumulator(y.dtype)
     a = jnp.asarray(alpha, dtype)

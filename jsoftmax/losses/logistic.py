@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._numerics import accumulator, nan_unless, product, scaled, wide
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax._walks import apart
@@ -198,12 +199,12 @@ def sigmoid_focal_loss(
     return _focal(x, y, alpha, gamma)
 
 
-@jax.jit
+@compiled()
 def _binary(x: Array, y: Array) -> Array:
     return logistic_cost(x, y if y.dtype == x.dtype else y.astype(accumulator(x.dtype)))
 
 
-@jax.jit
+@compiled()
 def _multilabel(x: Array, y: Array, where: Array | None, pos_weight: ArrayLike | None) -> Array:
     x = x.astype(y.dtype)
     if where is not None:
@@ -213,7 +214,7 @@ def _multilabel(x: Array, y: Array, where: Array | None, pos_weight: ArrayLike |
     return jnp.sum(cost if where is None else jnp.where(where, cost, 0), axis=-1)
 
 
-@jax.jit
+@compiled()
 def _focal(x: Array, y: Array, alpha: ArrayLike | None, gamma: ArrayLike) -> Array:
     dtype = accumulator(x.dtype)
     x, y, gamma = x.astype(dtype), y.astype(dtype), jnp.asarray(gamma, dtype)

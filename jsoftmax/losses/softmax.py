@@ -6,12 +6,10 @@ All are formulas over the statistics of a row; only the losses that weigh every 
 Imports `statistics`, `maps`, `_labels`, `_rows`, `_numerics`, `_checks`.
 """
 
-import functools
-
-import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._labels import are_indices, at_label, settle
 from jsoftmax._numerics import accumulator, nan_unless, scaled, widened
 from jsoftmax._rows import all_masked, batch_of, classes_last
@@ -286,7 +284,7 @@ def _soft(
     return _nll(*pair(name, ("logits", "labels"), (logits, labels), axis, where), _SOFT)
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@compiled("reduction")
 def _nll(z: Array, y: Array, where: Array | None, reduction: Reduction) -> Array:
     """The negative log-likelihood of rows, under the label policy."""
     if are_indices(y):
@@ -320,14 +318,14 @@ def _sum_of(costs: Array, share: Array, y: Array) -> Array:
     return costs if are_indices(y) else jnp.sum(costs, axis=-1)
 
 
-@jax.jit
+@compiled()
 def _poly(z: Array, y: Array, where: Array | None, epsilon: ArrayLike) -> Array:
     log_p, share = _costs(z, y, where)
     missed = jnp.sum(share * -jnp.expm1(-log_p), axis=-1)
     return _nll(z, y, where, _SOFT) + jnp.asarray(epsilon, missed.dtype) * missed
 
 
-@jax.jit
+@compiled()
 def _focal(z: Array, y: Array, where: Array | None, gamma: ArrayLike, alpha: ArrayLike | None) -> Array:
     dtype = accumulator(z.dtype)
     cost, share = _costs(z, y, where)
@@ -345,7 +343,7 @@ def _focal(z: Array, y: Array, where: Array | None, gamma: ArrayLike, alpha: Arr
     return _sum_of(faded, share, y)
 
 
-@jax.jit
+@compiled()
 def _generalized(z: Array, y: Array, where: Array | None, q: ArrayLike) -> Array:
     dtype = accumulator(z.dtype)
     cost, share = _costs(z, y, where)

@@ -3,14 +3,13 @@
 Imports `maps`, `_fenchel_young`, `_arrange`, `_labels`, `_rows`, `_numerics`, `_checks`.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._labels import are_indices, at_label, comparable, first_largest, is_label, settle
 from jsoftmax._numerics import accumulator, nan_unless, row, scaled, wide, widened
 from jsoftmax._rows import batch_of, checked_temperature, classes_last, masked, row_temperature
@@ -327,7 +326,7 @@ def checked_rows(
     return classes_last(z, axes), y, mask, t, traced, ignore_index, n
 
 
-@functools.partial(jax.jit, static_argnames=("n", "divergence"))
+@compiled("n", "divergence")
 def _losses(
     z: Array,
     y: Array,
@@ -354,7 +353,7 @@ def _losses(
     return settle(loss, y, z.shape[-1], ignored)
 
 
-@functools.partial(jax.jit, static_argnames="n")
+@compiled("n")
 def _stats(
     z: Array,
     y: Array,
@@ -381,7 +380,7 @@ def _stats(
     return EntmaxStats(loss, size, settle(margin, y, z.shape[-1], ignored))
 
 
-@jax.jit
+@compiled()
 def _binary(logits: Array, labels: Array) -> Array:
     z = wide(logits)
     y = labels.astype(z.dtype)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._numerics import accumulator, by_rows, widened
 from jsoftmax._rows import batch_of, checked_temperature, row_temperature, rows_of
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
@@ -91,7 +92,7 @@ def _result_shape(shape: Any, batch: Shape) -> Shape:
     return wanted
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "shape"))
+@compiled("axis", "shape")
 def _categorical(key: Array, x: Array, where: Array | None, axis: Any, shape: Shape) -> Array:
     return drawn(key, rows_of(x, where, axis)[0], None, shape)
 
@@ -176,7 +177,7 @@ def _counts(function: str, top_k: ArrayLike, batch: Shape, classes: int) -> Arra
     return widened(counts)
 
 
-@functools.partial(jax.jit, static_argnames="axis")
+@compiled("axis")
 def _sample(
     key: Array,
     x: Array,

@@ -7,7 +7,6 @@ the score function's. The temperature shapes the estimate only: no gradient goes
 Imports `_draw`, `_noise`, `maps`, `_rows`, `_checks`.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._numerics import accumulator, row, wide
 from jsoftmax._rows import batch_of, checked_temperature, classes_back, rows_of
 from jsoftmax._typing import Array, ArrayLike, Axis
@@ -196,7 +196,7 @@ def _estimate(
     return _sampled(keys, array, where, t, axis=axes, soft=soft, num_samples=num_samples)
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "soft", "num_samples"))
+@compiled("axis", "soft", "num_samples")
 def _sampled(
     key: Array,
     x: Array,

@@ -3,7 +3,6 @@
 Imports `_noise`, `maps`, `_rows`, `_checks`.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._compiled import compiled
 from jsoftmax._numerics import by_rows, row
 from jsoftmax._rows import batch_of, checked_temperature, classes_back, rows_of
 from jsoftmax._typing import Array, ArrayLike, Axis
@@ -76,7 +76,7 @@ def gumbel_softmax(
     return _gumbel_softmax(keys, array, where, 1.0 if t is None else t, axis=axes, hard=bool(hard))
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "hard"))
+@compiled("axis", "hard")
 def _gumbel_softmax(
     key: Array, x: Array, where: Array | None, temperature: ArrayLike, *, axis: Any, hard: bool
 ) -> Array:
@@ -144,7 +144,7 @@ def gumbel_top_k(
     return _gumbel_top_k(keys, array, where, axis=axes, k=int(k))
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "k"))
+@compiled("axis", "k")
 def _gumbel_top_k(key: Array, x: Array, where: Array | None, *, axis: Any, k: int) -> Array:
     v = jax.lax.stop_gradient(rows_of(x, where, axis)[0])
     return by_rows(_largest, lambda rows: jax.sharding.PartitionSpec(*rows, None))(v, key, k=k)
