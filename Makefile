@@ -9,15 +9,21 @@ TPU_ARGS ?=
 TORCH ?= torch==2.13.0
 GENSIM ?= gensim==4.4.0
 ENTMAX ?= entmax==1.3
+# `make test-newest` takes the first of these that runs, on the PATH or installed by pyenv.
+NEWEST ?= python3.13 python3.12
+# Flags of jax 0.11 and later that users may set, and what shows whether they may.
+FLAGS = JAX_REMAT3=True JAX_CUSTOM_JVP3=True JAX_CUSTOM_VJP3=True
+FLAGGED = tests/test_autodiff.py tests/test_transforms_matrix.py tests/test_linear_memory.py
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-ENVIRONMENTS = .venv .venv-oldest .venv-bench .venv-tpu
+ENVIRONMENTS = .venv .venv-oldest .venv-newest .venv-bench .venv-tpu
 IN_VENV = .venv/bin/python
+PYTHON_NEWEST = .venv-newest/bin/python
 # A file stays on one worker: its tests share what takes long to set up, and what JAX compiled.
 PYTEST = -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test test-slow test-oldest lint format doctest docs bench bench-sparse bench-hierarchical tpu-compile clean
+.PHONY: help demo test test-slow test-oldest test-newest test-newest-short lint format doctest docs bench bench-sparse bench-hierarchical tpu-compile clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -35,6 +41,12 @@ test-slow: .venv/ready-test  ## the other combinations of tests, and what takes 
 
 test-oldest: .venv-oldest/ready  ## what `make test` runs, on the oldest releases that pyproject.toml allows
 	@.venv-oldest/bin/python $(PYTEST) $(PYTEST_ARGS)
+
+test-newest:  ## the same on the newest releases and the newest Python found, and a part of it under jax's new flags
+	@$(call in_newest,$(PYTHON_NEWEST) $(PYTEST) $(PYTEST_ARGS) && $(FLAGS) $(PYTHON_NEWEST) $(PYTEST) $(FLAGGED) $(PYTEST_ARGS))
+
+test-newest-short:  ## derivatives, memory and the house alone, with and without those flags
+	@$(call in_newest,$(PYTHON_NEWEST) $(PYTEST) $(FLAGGED) tests/test_house.py $(PYTEST_ARGS) && $(FLAGS) $(PYTHON_NEWEST) $(PYTEST) $(FLAGGED) $(PYTEST_ARGS))
 
 lint: .venv/ready-test .venv/ready-lint  ## style, docstrings and types
 	@$(IN_VENV) -m ruff check .
@@ -91,6 +103,11 @@ clean:  ## remove the environments and everything built
 	@.venv-oldest/bin/python -m pip install --quiet --editable '.[test]' --constraint .venv-oldest/floors.txt
 	@touch $@
 
+.venv-newest/ready: pyproject.toml .venv-newest/bin/python
+	@echo "installing jsoftmax[test] with the newest releases into .venv-newest"
+	@.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[test]'
+	@touch $@
+
 .venv-bench/ready: pyproject.toml .venv-bench/bin/python
 	@echo "installing jsoftmax and $(or $(TORCH),no torch) into .venv-bench"
 	@.venv-bench/bin/python -m pip install --quiet --editable .
@@ -107,6 +124,15 @@ clean:  ## remove the environments and everything built
 	@echo "installing jsoftmax and libtpu into .venv-tpu"
 	@.venv-tpu/bin/python -m pip install --quiet --editable . libtpu
 	@touch $@
+
+# Runs a command in .venv-newest, made of the first interpreter found; says so where there is none.
+define in_newest
+found=$$(for name in $(NEWEST); do for python in "$$name" \
+  "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/"$${name#python}"*/bin/"$$name"; do \
+  "$$python" -c 0 2> /dev/null && echo "$$python" && break 2; done; done); \
+if test -z "$$found"; then echo "none of $(NEWEST) found: the newest releases are not tested here"; \
+else $(MAKE) --no-print-directory .venv-newest/ready PYTHON="$$found" && $(1); fi
+endef
 
 # "3.9 False" for an interpreter that is too old, nothing where there is none.
 FOUND = $(shell { $(PYTHON) -c 'import sys; v = sys.version_info; \

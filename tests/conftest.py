@@ -5,6 +5,7 @@ import zlib
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+import hypothesis
 import jax
 import pytest
 
@@ -14,6 +15,12 @@ from tests.example_runs import sources as sources
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+
+# No test depends on the clock: on a busy machine it would fail for nothing.
+hypothesis.settings.register_profile(
+    "clockless", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("clockless")
 
 # One in so many of the tests that are thinned out by default.
 PART = 24

@@ -153,7 +153,7 @@ def test_rankings_are_equal_by_content():
     assert made(seed=0).ranking == made(seed=0).ranking != made(seed=1).ranking
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
     k=st.sampled_from([1, 3, 9, CLASSES]),

@@ -58,8 +58,7 @@ def test_killed_run_resumes_on_the_same_curve(
         stderr=subprocess.DEVNULL,
     )
     saved = tmp_path / "checkpoints" / "jsoftmax" / str(EVERY)
-    deadline = time.monotonic() + 60
-    while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not saved.exists() and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it was killed"

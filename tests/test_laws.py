@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -22,9 +22,7 @@ ROWS, CLASSES = 3, 5
 lawful = settings(
     derandomize=True,
     max_examples=25,
-    deadline=None,
     database=None,
-    suppress_health_check=[HealthCheck.too_slow],
 )
 # Numbers with few digits, so that shifting and scaling them is exact.
 numbers = st.integers(-80, 80).map(lambda n: n / 8)

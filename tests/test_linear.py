@@ -83,7 +83,7 @@ def test_everything_at_once(mask: Any):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @COMBINATIONS
 def test_equals_dense(**drawn: Any):
     equals_dense(**drawn)

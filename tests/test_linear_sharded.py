@@ -88,7 +88,7 @@ def test_everything_at_once(soft: bool, reduction: str):
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     chosen=st.sets(st.sampled_from(sorted(OPTIONS))),
     soft=st.booleans(),

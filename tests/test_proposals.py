@@ -77,7 +77,7 @@ def table_law(proposal: Any) -> np.ndarray:
     return law / len(own)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.one_of(st.just(0.0), st.floats(1e-12, 1e12)), min_size=1, max_size=40).filter(any),
     st.sampled_from([0.0, 0.75, 1.0, 3.0]),

@@ -19,7 +19,7 @@ from tests.tree_checks import TREES, parent_lists
 from tests.truth import x64
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(parent_lists(), st.data())
 def test_distance(parents: list[int], data: Any):
     if oracle.children(parents).count([]) < 2:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import resource
 import sys
-import time
 from typing import Any
 
 import jax
@@ -113,9 +112,7 @@ def test_under_transformations():
 def test_a_million_classes(max_depth: int | None):
     counts = 1e9 / np.arange(1, 1_000_001)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
     tree = huffman_tree(counts, max_depth)
-    assert time.perf_counter() - start < 20
     unit = 1 if sys.platform == "darwin" else 1024
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 2e9
     assert tree.num_classes == 1_000_000

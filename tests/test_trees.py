@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.collections import LineCollection
 
@@ -154,7 +154,6 @@ def test_huffman_of_floats(counts: list[float]):
     assert cost == pytest.approx(float(oracle.huffman_cost(counts)), rel=1e-12)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=2, max_size=9), st.integers(0, 4))
 def test_limited(counts: list[int], spare: int):
     longest = (len(counts) - 1).bit_length() + spare
