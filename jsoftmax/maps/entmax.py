@@ -224,9 +224,8 @@ def row_alpha(alpha: ArrayLike, v: Array) -> Array:
 
 def empty_rows(where: Array | None, v: Array) -> Array | None:
     """Which rows have no class, `[*batch]`; nothing if all have."""
-    if where is None and v.shape[-1]:
-        return None
-    return jnp.broadcast_to(all_masked(where, v), v.shape[:-1])
+    empty = all_masked(where, v)
+    return None if empty is None else jnp.broadcast_to(empty, v.shape[:-1])
 
 
 def entmax_of_rows(

@@ -75,7 +75,7 @@ def _fusible(v: Array) -> bool:
     return isinstance(v.size, int) and v.size >= _SMALL and v.shape[-1] <= _LONG and has_whole_rows(v)
 
 
-def _softmax_fwd(v: Array, temperature: Array | None, empty: Array) -> tuple[Array, Any]:
+def _softmax_fwd(v: Array, temperature: Array | None, empty: Array | None) -> tuple[Array, Any]:
     p = _softmax(v, temperature, empty)
     return p, (jnp.zeros((), v.dtype) if temperature is None else v, temperature, p)
 
@@ -95,14 +95,16 @@ _softmax.defvjp(_softmax_fwd, _softmax_bwd)
 
 
 @custom_vjp
-def _log_softmax(v: Array, temperature: Array | None, empty: Array) -> tuple[Array, Array, Array]:
+def _log_softmax(
+    v: Array, temperature: Array | None, empty: Array | None
+) -> tuple[Array, Array, Array]:
     m = maximum(v)
     c = shift(m, v.shape[-1], temperature)
-    rest, m = rest_of(lambda: v, m, c, temperature, empty)
+    rest, m = rest_of(lambda: v, m, c, temperature, False if empty is None else empty)
     return gaps(v, m, temperature) - row(jnp.log1p(rest)), m, rest
 
 
-def _log_softmax_fwd(v: Array, temperature: Array | None, empty: Array) -> tuple[Any, Any]:
+def _log_softmax_fwd(v: Array, temperature: Array | None, empty: Array | None) -> tuple[Any, Any]:
     out = _log_softmax(v, temperature, empty)
     return out, (v, temperature, out[1], out[2])
 
@@ -126,16 +128,17 @@ _log_softmax.defvjp(_log_softmax_fwd, _log_softmax_bwd)
 
 
 @functools.partial(custom_vjp, nondiff_argnums=(2,))
-def _logsumexp(v: Array, empty: Array, kept: bool = False) -> tuple[Array, Array, Array]:
+def _logsumexp(v: Array, empty: Array | None, kept: bool = False) -> tuple[Array, Array, Array]:
     m = maximum(v)
     c = shift(m, v.shape[-1])
     # Beside a maximum of 1 or more, the last digits of the rest do not show.
-    rest, top = rest_of(lambda: v, m, c, None, empty, kept=kept, matters=jnp.abs(m) < 1)
+    none = False if empty is None else empty
+    rest, top = rest_of(lambda: v, m, c, None, none, kept=kept, matters=jnp.abs(m) < 1)
     finite = jnp.abs(top) < jnp.inf
     return jnp.where(finite, top + jnp.log1p(jnp.where(finite, rest, 0)), top), m, rest
 
 
-def _logsumexp_fwd(v: Array, empty: Array, kept: bool) -> tuple[Any, Any]:
+def _logsumexp_fwd(v: Array, empty: Array | None, kept: bool) -> tuple[Any, Any]:
     del kept
     out = _logsumexp(v, empty, True)
     return out, (v, out[1], jnp.where(out[0] == -jnp.inf, 0, out[2]))
