@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._labels import at_label, comparable, settle
-from jsoftmax._numerics import by_rows, row, scaled, weighed, wide, widened
+from jsoftmax._numerics import aligned, by_rows, row, scaled, weighed, wide, widened
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.dense import cross_entropy
 from jsoftmax.hierarchical._blocks import row_losses
@@ -268,7 +268,11 @@ def in_one_dtype(hidden: Array, params: AdaptiveParams) -> Array:
 def head_logits(x: Array, params: AdaptiveParams) -> Array:
     """The logits of the frequent classes, then of the clusters."""
     logits = x @ params.head_kernel.astype(x.dtype)
-    return logits if params.head_bias is None else logits + params.head_bias.astype(x.dtype)
+    return (
+        logits
+        if params.head_bias is None
+        else logits + aligned(params.head_bias.astype(x.dtype), logits)
+    )
 
 
 def projected(x: Array, params: AdaptiveParams, i: int) -> Array:

@@ -291,6 +291,6 @@ def _drawn(log_p: Array, bits: Array) -> Array:
     """
     u = row(bits.astype(log_p.dtype) * 2.0**-32)
     top = jnp.argmax(log_p, axis=-1)
-    others = jnp.where(jnp.arange(log_p.shape[-1]) == row(top), 0, jnp.exp(log_p))
+    others = jnp.where(jnp.arange(log_p.shape[-1])[None] == row(top), 0, jnp.exp(log_p))
     below = jnp.cumsum(others, axis=-1)
     return jnp.where(u[:, 0] < below[:, -1], jnp.argmax(u < below, axis=-1), top)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._labels import are_indices, at_label, comparable, settle
-from jsoftmax._numerics import accumulator, by_rows, row, scaled, widened
+from jsoftmax._numerics import accumulator, aligned, by_rows, row, scaled, widened
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._edges import all_scores, along, descend, everywhere, some_scores
 from jsoftmax.hierarchical.tree import Tree, check_tree
@@ -174,7 +174,8 @@ def _loss(
 ) -> Array:
     if not are_indices(labels):
         dtype = accumulator(hidden.dtype)
-        q = labels.astype(dtype) if weights is None else labels.astype(dtype) * weights.astype(dtype)
+        q = labels.astype(dtype)
+        q = q if weights is None else q * aligned(weights.astype(dtype), q)
         return jnp.sum(scaled(q, -_log_probs(hidden, kernel, tree, bias, leaves=True)), axis=-1)
     y = widened(labels)
     ignored = y == ignore_index if ignore_index is not None else None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jsoftmax._numerics import accumulator, unwrapped
 from jsoftmax._typing import Array, ArrayLike
@@ -170,7 +171,7 @@ def row_adam(
 
 
 def _zeros(x: ArrayLike) -> Array:
-    return jnp.zeros(jnp.shape(x), accumulator(jnp.result_type(x)))
+    return jnp.zeros(np.shape(x), accumulator(jnp.result_type(x)))
 
 
 def _rate(learning_rate: LearningRate, count: Array) -> Array:

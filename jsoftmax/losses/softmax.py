@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._labels import are_indices, at_label, settle
-from jsoftmax._numerics import accumulator, nan_unless, scaled, widened
+from jsoftmax._numerics import accumulator, aligned, nan_unless, scaled, widened
 from jsoftmax._rows import all_masked, batch_of, classes_last
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.losses._arrange import mask_rows, pair
@@ -340,8 +340,9 @@ def _focal(z: Array, y: Array, where: Array | None, gamma: ArrayLike, alpha: Arr
     faded = jnp.where((cost == 0) & (gamma > 0), 0, faded)
     if alpha is not None:
         weight = jnp.asarray(alpha, dtype)
-        indices = are_indices(y)
-        share = share * (at_label(weight, y) if indices and weight.ndim else weight)
+        if weight.ndim:
+            weight = at_label(weight, y) if are_indices(y) else aligned(weight, share)
+        share = share * weight
     return _sum_of(faded, share, y)
 
 

@@ -1,6 +1,6 @@
 """Gumbel noise on the scores: soft samples that have a gradient, and draws without replacement.
 
-Imports `_noise`, `maps`, `_rows`, `_checks`.
+Imports `_noise`, `maps`, `_labels`, `_rows`, `_checks`.
 """
 
 import functools
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax import _checks
+from jsoftmax._labels import class_ids
 from jsoftmax._numerics import by_rows, row
 from jsoftmax._rows import batch_of, checked_temperature, classes_back, rows_of
 from jsoftmax._typing import Array, ArrayLike, Axis
@@ -84,7 +85,7 @@ def _gumbel_softmax(
     scores = perturbed(key, v)
     y = softmax(scores, where=allowed, temperature=temperature)
     if hard:
-        one = jnp.arange(v.shape[-1]) == row(jnp.argmax(scores, axis=-1))
+        one = class_ids(v, None) == row(jnp.argmax(scores, axis=-1).astype(jnp.int32))
         one = one if allowed is None else one & allowed
         y = in_place_of(y, one.astype(y.dtype))
     return classes_back(y, axis, x.shape).astype(x.dtype)
