@@ -1,6 +1,6 @@
 """The losses and statistics of logits that are held in memory, one row of classes per label.
 
-Imports `statistics`, `transforms`, `_labels`, `_rows`, `_walks`, `_numerics`, `_checks`.
+Imports `statistics`, `transforms`, `_labels`, `_rows`, `_walks`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._labels import are_indices, at_label, comparable, first_largest, num_classes, settle
 from jsoftmax._numerics import accumulator, aligned, nan_unless, row, scaled, widened
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import all_masked, batch_of, checked_temperature, classes_last, row_temperature
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
 from jsoftmax._walks import total
@@ -30,6 +31,7 @@ from jsoftmax.statistics import (
 from jsoftmax.transforms import LogitTransform, Softcap, chain, check_numbers, check_transform
 
 
+@takes_arrays
 def cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -118,6 +120,7 @@ def cross_entropy(
     )
 
 
+@takes_arrays
 def row_stats(
     logits: ArrayLike,
     labels: ArrayLike,

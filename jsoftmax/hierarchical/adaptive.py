@@ -5,8 +5,8 @@ class of a cluster has the product of the cluster's probability and its own with
 features are projected to fewer the rarer its classes are. The parameters are those of torch's
 `AdaptiveLogSoftmaxWithLoss`; labels may come in any order of the classes.
 
-Imports `adaptive_params`, `_sums`, `_blocks`, `dense`, `reductions`, `maps`, `_labels`, `_numerics`,
-`_checks`.
+Imports `adaptive_params`, `_sums`, `_blocks`, `dense`, `reductions`, `maps`, `_labels`, `_pytrees`,
+`_numerics`, `_checks`.
 """
 
 import functools
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._labels import at_label, comparable, settle
 from jsoftmax._numerics import aligned, by_rows, row, scaled, weighed, wide, widened
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.dense import cross_entropy
 from jsoftmax.hierarchical._blocks import row_losses
@@ -28,6 +29,7 @@ from jsoftmax.maps import log_softmax
 from jsoftmax.reductions import check_reduction, row_shares
 
 
+@takes_arrays
 def adaptive_cross_entropy(
     hidden: ArrayLike,
     params: AdaptiveParams,
@@ -177,6 +179,7 @@ def _reduced(
     return total
 
 
+@takes_arrays
 def adaptive_log_softmax(hidden: ArrayLike, params: AdaptiveParams) -> Array:
     r"""The log-probabilities of all classes under an adaptive softmax.
 

@@ -1,6 +1,6 @@
 """Decoding: the most probable classes of a tree, and draws from it, without looking at all of them.
 
-Imports `_search`, `loss`, `tree`, `_checks`.
+Imports `_search`, `loss`, `tree`, `_pytrees`, `_checks`.
 """
 
 import functools
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._numerics import by_rows, row
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._search import beam_search, completed, of_paths, walk
 from jsoftmax.hierarchical.loss import checked
@@ -46,6 +47,7 @@ class Greedy(NamedTuple):
     ids: Array
 
 
+@takes_arrays
 def top_k(
     hidden: ArrayLike,
     node_kernel: ArrayLike,
@@ -123,6 +125,7 @@ def top_k(
     return _top_k(h, kernel, tree, node_bias, k=int(k), width=int(width), exact=bool(exact))
 
 
+@takes_arrays
 def greedy(
     hidden: ArrayLike, node_kernel: ArrayLike, tree: Tree, *, node_bias: ArrayLike | None = None
 ) -> Greedy:
@@ -167,6 +170,7 @@ def greedy(
     return _greedy(h, kernel, tree, node_bias)
 
 
+@takes_arrays
 def sample(
     key: ArrayLike,
     hidden: ArrayLike,

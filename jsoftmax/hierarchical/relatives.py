@@ -3,7 +3,7 @@
 A softmax knows no likeness of its classes, a tree does. Both functions need only how many edges the
 ways to two leaves share.
 
-Imports `_edges`, `tree`, `maps`, `_labels`, `_numerics`, `_checks`.
+Imports `_edges`, `tree`, `maps`, `_labels`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import functools
@@ -16,12 +16,14 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._labels import comparable
 from jsoftmax._numerics import aligned, by_rows, nan_unless, row, widened
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._edges import descend, path
 from jsoftmax.hierarchical.tree import Tree, check_tree
 from jsoftmax.maps import softmax
 
 
+@takes_arrays
 def tree_distance(a: ArrayLike, b: ArrayLike, tree: Tree, *, nodes: bool = False) -> Array:
     r"""The number of edges between two classes of a tree, by way of their lowest common ancestor.
 
@@ -66,6 +68,7 @@ def tree_distance(a: ArrayLike, b: ArrayLike, tree: Tree, *, nodes: bool = False
     return _tree_distance(x, y, tree, nodes=nodes)
 
 
+@takes_arrays
 def smooth_over_tree(
     labels: ArrayLike,
     tree: Tree,

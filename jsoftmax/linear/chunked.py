@@ -1,6 +1,6 @@
 """Any loss of logits as a loss of hidden vectors and a kernel, in chunks of rows.
 
-Imports `_walk`, `_checks`, `_numerics`.
+Imports `_walk`, `_checks`, `_pytrees`, `_numerics`.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import numpy as np
 
 from jsoftmax import _checks
 from jsoftmax._numerics import has_whole_rows
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import Array, ArrayLike, Shape
 from jsoftmax.linear._walk import Walk, common, number_of_chunks, row_values, sum_of_rows
 
@@ -88,6 +89,7 @@ class Chunked:
     chunk_size: int | None
     accum_dtype: Any
 
+    @takes_arrays
     def __call__(
         self,
         hidden: ArrayLike,

@@ -1,7 +1,7 @@
 """Cross-entropy and row statistics of `hidden @ kernel + bias`, by the formulas of `dense`.
 
 Imports `chunked`, `_blocks`, `_options`, `_walk`, `dense`, `statistics`, `reductions`, `transforms`,
-`_labels`, `_rows`, `_numerics`, `_checks`.
+`_labels`, `_rows`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._labels import num_classes, settle
 from jsoftmax._numerics import accumulator, weighed
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import checked_temperature
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.dense import (
@@ -39,6 +40,7 @@ from jsoftmax.transforms import LogitTransform
 _FEW_ROWS, _SMALL_CHUNK = 512, 256
 
 
+@takes_arrays
 def linear_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,
@@ -160,6 +162,7 @@ def linear_cross_entropy(
     )
 
 
+@takes_arrays
 def linear_row_stats(
     hidden: ArrayLike,
     kernel: ArrayLike,

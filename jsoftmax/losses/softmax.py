@@ -3,7 +3,7 @@
 All are formulas over the statistics of a row; only the losses that weigh every class on its own
 (poly, focal and generalized cross-entropy of soft labels) go through `log_softmax`.
 
-Imports `statistics`, `maps`, `_labels`, `_rows`, `_numerics`, `_checks`.
+Imports `statistics`, `maps`, `_labels`, `_rows`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import functools
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._labels import are_indices, at_label, settle
 from jsoftmax._numerics import accumulator, aligned, nan_unless, scaled, widened
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import all_masked, batch_of, classes_last
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.losses._arrange import mask_rows, pair
@@ -24,6 +25,7 @@ _SOFT = Reduction(frozenset({"nll"}), drop_masked_mass=True)
 _HARD = Reduction(frozenset({"nll"}))
 
 
+@takes_arrays
 def softmax_cross_entropy(
     logits: ArrayLike, labels: ArrayLike, axis: Axis | None = -1, where: ArrayLike | None = None
 ) -> Array:
@@ -63,6 +65,7 @@ def softmax_cross_entropy(
     return _soft("softmax_cross_entropy", logits, labels, axis, where)
 
 
+@takes_arrays
 def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     r"""`softmax_cross_entropy` over the last axis, under the name that optax gives its safe variant.
 
@@ -93,6 +96,7 @@ def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     return _soft("safe_softmax_cross_entropy", logits, labels, -1, None)
 
 
+@takes_arrays
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> Array:
@@ -141,6 +145,7 @@ def softmax_cross_entropy_with_integer_labels(
     return _nll(classes_last(z, axes), y, mask, _HARD)
 
 
+@takes_arrays
 def poly_loss_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -185,6 +190,7 @@ def poly_loss_cross_entropy(
     return _poly(z, y, mask, epsilon)
 
 
+@takes_arrays
 def softmax_focal_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -234,6 +240,7 @@ def softmax_focal_loss(
     return _focal(z, y, mask, gamma, alpha)
 
 
+@takes_arrays
 def generalized_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,

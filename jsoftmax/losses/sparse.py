@@ -1,6 +1,6 @@
 """Losses whose gradient is exactly 0 for classes that are far enough behind: the entmax family.
 
-Imports `maps`, `_fenchel_young`, `_arrange`, `_labels`, `_rows`, `_numerics`, `_checks`.
+Imports `maps`, `_fenchel_young`, `_arrange`, `_labels`, `_rows`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import functools
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._labels import are_indices, at_label, comparable, first_largest, is_label, settle
 from jsoftmax._numerics import accumulator, nan_unless, row, scaled, wide, widened
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import batch_of, checked_temperature, classes_last, masked, row_temperature
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.losses._arrange import both, mask_rows, pair
@@ -35,6 +36,7 @@ class EntmaxStats(NamedTuple):
     margin: Array
 
 
+@takes_arrays
 def fenchel_young_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -92,6 +94,7 @@ def fenchel_young_loss(
     return _losses(*given, divergence=True)
 
 
+@takes_arrays
 def entmax_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -145,6 +148,7 @@ def entmax_loss(
     return _losses(*given, divergence=False)
 
 
+@takes_arrays
 def entmax_stats(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -192,6 +196,7 @@ def entmax_stats(
     return _stats(*given)
 
 
+@takes_arrays
 def multiclass_sparsemax_loss(scores: ArrayLike, labels: ArrayLike) -> Array:
     r"""Sparsemax loss of class indices: `fenchel_young_loss` for α = 2.
 
@@ -227,6 +232,7 @@ def multiclass_sparsemax_loss(scores: ArrayLike, labels: ArrayLike) -> Array:
     return _losses(*given, divergence=True)
 
 
+@takes_arrays
 def sparsemax_loss(logits: ArrayLike, labels: ArrayLike) -> Array:
     r"""Binary sparsemax loss, elementwise: 0 beyond a margin of 1.
 

@@ -2,7 +2,8 @@
 
 One rule for the whole family, softmax included: `J = diag(s) − s sᵀ/Σs`, `s = p^(2−α)`.
 
-Imports `softmax`, `_candidates`, `_threshold`, `autodiff`, `_rows`, `_walks`, `_numerics`, `_checks`.
+Imports `softmax`, `_candidates`, `_threshold`, `autodiff`, `_rows`, `_walks`, `_pytrees`, `_numerics`,
+`_checks`.
 """
 
 import functools
@@ -15,6 +16,7 @@ import numpy as np
 
 from jsoftmax import _checks
 from jsoftmax._numerics import accumulator, behind, gaps, has_whole_rows, nan_unless, row, wide
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import (
     all_masked,
     batch_of,
@@ -251,6 +253,7 @@ def _map(
     return classes_back(p, axis, x.shape)
 
 
+@takes_arrays
 def entmax(
     x: ArrayLike,
     alpha: ArrayLike = 1.5,
@@ -311,6 +314,7 @@ def entmax(
     return _map(array, where, t, traced, axes, n)
 
 
+@takes_arrays
 def sparsemax(
     x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None, *, temperature: ArrayLike = 1.0
 ) -> Array:

@@ -3,7 +3,7 @@
 Each has its own backward rule on rows with the classes last; the public functions bring an array
 into that form, and back.
 
-Imports `autodiff`, `_rows`, `_walks`, `_numerics`, `_checks`.
+Imports `autodiff`, `_rows`, `_walks`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import functools
@@ -26,6 +26,7 @@ from jsoftmax._numerics import (
     shift,
     wide,
 )
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import (
     all_masked,
     batch_of,
@@ -179,6 +180,7 @@ def _reduced(x: Array, where: Array | None, axis: Any, keepdims: bool) -> Array:
     return jnp.expand_dims(out, axis) if keepdims else out
 
 
+@takes_arrays
 def softmax(
     x: ArrayLike,
     axis: Axis = -1,
@@ -225,6 +227,7 @@ def softmax(
     return _map(array, where, t, axes, False)
 
 
+@takes_arrays
 def log_softmax(
     x: ArrayLike,
     axis: Axis = -1,
@@ -268,6 +271,7 @@ def log_softmax(
     return _map(array, where, t, axes, True)
 
 
+@takes_arrays
 def logsumexp(
     x: ArrayLike, axis: Axis | None = -1, where: ArrayLike | None = None, keepdims: bool = False
 ) -> Array:

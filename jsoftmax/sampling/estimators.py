@@ -4,7 +4,7 @@ Each returns `D`, the one-hot vector of a draw from `softmax(z)`, and what a fun
 has as its gradient in `z` an estimate of :math:`\nabla E f(D)`: biased, but of far less variance than
 the score function's. The temperature shapes the estimate only: no gradient goes into it.
 
-Imports `_draw`, `_noise`, `maps`, `_labels`, `_rows`, `_checks`.
+Imports `_draw`, `_noise`, `maps`, `_labels`, `_rows`, `_pytrees`, `_checks`.
 """
 
 import functools
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._labels import class_ids
 from jsoftmax._numerics import accumulator, row, wide
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import batch_of, checked_temperature, classes_back, rows_of
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.maps import softmax
@@ -24,6 +25,7 @@ from jsoftmax.sampling._draw import drawn
 from jsoftmax.sampling._noise import checked, exponential, in_place_of, moving
 
 
+@takes_arrays
 def straight_through(
     key: ArrayLike,
     logits: ArrayLike,
@@ -72,6 +74,7 @@ def straight_through(
     return _estimate("straight_through", _straight_through, key, logits, temperature, axis, where)
 
 
+@takes_arrays
 def rao_blackwell_gumbel_softmax(
     key: ArrayLike,
     logits: ArrayLike,
@@ -130,6 +133,7 @@ def rao_blackwell_gumbel_softmax(
     return _estimate(name, _rao_blackwell, key, logits, temperature, axis, where, int(num_samples))
 
 
+@takes_arrays
 def reinmax(
     key: ArrayLike,
     logits: ArrayLike,
