@@ -92,7 +92,7 @@ def labels(function: str, logits: Shape, batch: Shape, y: Any, match: str | None
     """Checks labels against logits, or what stands for them; returns whether they are class indices."""
     like = "like logits" if match is None else f"to match {match}"
     match = f"logits {list(logits)}" if match is None else match
-    dtype, shape = jnp.result_type(y), jnp.shape(y)
+    dtype, shape = jnp.result_type(y), np.shape(y)
     if jnp.issubdtype(dtype, jnp.integer):
         if shape != batch:
             wrong = len(shape) == len(batch) + 1
@@ -144,7 +144,7 @@ def mask(function: str, x: Shape, where: Any, name: str = "logits") -> None:
         raise TypeError(
             f"{function}: where must have dtype bool, got {dtype}; convert with where != 0."
         )
-    broadcastable(function, "where", jnp.shape(where), x, name)
+    broadcastable(function, "where", np.shape(where), x, name)
 
 
 def broadcastable(function: str, name: str, shape: Shape, x: Shape, to: str) -> None:
@@ -160,19 +160,19 @@ def broadcastable(function: str, name: str, shape: Shape, x: Shape, to: str) -> 
 def per_row(function: str, name: str, x: Any, batch: Shape, axes: str = "[*batch]") -> None:
     """Refuses a number that is neither one for all nor one per row."""
     number_like(function, name, x)
-    if jnp.shape(x) not in ((), batch):
+    if np.shape(x) not in ((), batch):
         raise ValueError(
             f"{function}: {name} must be a scalar or have shape {axes} = {list(batch)}, "
-            f"got {list(jnp.shape(x))}; one value per row."
+            f"got {list(np.shape(x))}; one value per row."
         )
 
 
 def scalar(function: str, name: str, x: Any) -> None:
     """Refuses an array where one number is expected."""
     number_like(function, name, x)
-    if jnp.shape(x) != ():
+    if np.shape(x) != ():
         raise ValueError(
-            f"{function}: {name} must be a scalar, got shape {list(jnp.shape(x))}; "
+            f"{function}: {name} must be a scalar, got shape {list(np.shape(x))}; "
             "map over several values with jax.vmap."
         )
 
@@ -191,10 +191,10 @@ def weights(function: str, x: Any, batch: Shape, match: str) -> None:
         raise TypeError(
             f"{function}: weights must have a real or bool dtype, got {dtype}; take the real part."
         )
-    if jnp.shape(x) != batch:
+    if np.shape(x) != batch:
         raise ValueError(
             f"{function}: weights must have shape [*batch] = {list(batch)} {match}, "
-            f"got {list(jnp.shape(x))}; broadcast them explicitly."
+            f"got {list(np.shape(x))}; broadcast them explicitly."
         )
 
 
@@ -227,7 +227,7 @@ def number(function: str, name: str, x: Any, holds: Callable[[Any], bool], rule:
 def class_vector(function: str, name: str, x: Any, logits: Shape, scalar: bool = False) -> None:
     """Refuses what is not a real number for each class, or, if that will do, one for all."""
     number_like(function, name, x)
-    shape = jnp.shape(x)
+    shape = np.shape(x)
     if shape != logits[-1:] and not (scalar and shape == ()):
         raise ValueError(
             f"{function}: {name} must have shape [classes] = {list(logits[-1:])} to match logits "
@@ -238,9 +238,9 @@ def class_vector(function: str, name: str, x: Any, logits: Shape, scalar: bool =
 def vector(function: str, name: str, x: Any, axis: str, size: int) -> None:
     """Refuses what is not one floating number for each of something."""
     number_like(function, name, x)
-    if jnp.shape(x) != (size,):
+    if np.shape(x) != (size,):
         raise ValueError(
-            f"{function}: {name} must have shape [{axis}] = [{size}], got {list(jnp.shape(x))}; "
+            f"{function}: {name} must have shape [{axis}] = [{size}], got {list(np.shape(x))}; "
             "one value each."
         )
 

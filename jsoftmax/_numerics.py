@@ -114,6 +114,14 @@ def row(x: Array) -> Array:
     return x[..., None]
 
 
+def aligned(x: Array, like: Array) -> Array:
+    """`x` with axes of size 1 in front of its own, until it has as many as `like`.
+
+    JAX would add them by itself, unless it is told to refuse: `jax_numpy_rank_promotion="raise"`.
+    """
+    return jax.lax.expand_dims(x, range(like.ndim - x.ndim))
+
+
 def safe_temperature(temperature: Array) -> Array:
     """The temperature to divide by: never zero, NaN where it is negative."""
     return jnp.maximum(temperature, _COLDEST) * nan_unless(temperature >= 0, temperature.dtype)

@@ -42,12 +42,15 @@ def masked(x: Array, where: Array | None) -> Array:
     return x if where is None else jnp.where(where, x, -jnp.inf)
 
 
-def all_masked(where: Array | None, v: Array, axis_name: str | None = None) -> Array | bool:
-    """Which rows have no class at all; not those whose scores all are −inf."""
+def all_masked(where: Array | None, v: Array, axis_name: str | None = None) -> Array | None:
+    """Which rows have no class at all, not those whose scores all are −inf; nothing if all rows have.
+
+    Not `False`: it is an operand of rules, and who reads their jaxprs (folx) expects arrays there.
+    """
     if v.shape[-1] == 0 and axis_name is None:
-        return True
+        return jnp.all(v == 0, axis=-1)
     if where is None:
-        return False
+        return None
     return total(jnp.broadcast_to(where, v.shape).astype(jnp.int32), axis_name) == 0
 
 

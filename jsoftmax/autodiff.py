@@ -11,6 +11,7 @@ Imports `_numerics`, `_typing`.
 import dataclasses
 import functools
 import inspect
+import types
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
@@ -54,6 +55,11 @@ def custom_vjp(
     derivatives of second order differentiate `fwd` and `bwd`, so both must be right under plain
     autodiff. A `fwd` that calls the wrapped function itself keeps the rule at every order.
 
+    `jax.experimental.jet` refuses it, as it refuses every `custom_jvp`, those of `jax.nn` too.
+
+    A method may be decorated: `self` is its first argument, a pytree of arrays, or hashable and among
+    `nondiff_argnums`. The function is pickled by its name, as a plain one.
+
     Raises:
         TypeError: When called before `defvjp`, with keyword-only arguments, or if `bwd` returns
             cotangents that do not match.
@@ -94,6 +100,14 @@ class CustomVJP:
 
     def _missing_rule(self, *args: Any) -> Any:
         raise TypeError(f"custom_vjp: {self.name} has no rule yet, call its defvjp first.")
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """As a method: `self` is the first argument, for the rules too."""
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __reduce__(self) -> str:
+        """By its name, as a function: pickles find it there, and copies are the function itself."""
+        return getattr(self.fun, "__qualname__", self.name)
 
     def defvjp(self, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> None:
         """Sets the forward rule `fwd` and the backward rule `bwd`."""
@@ -158,10 +172,10 @@ def _varying(x: Any) -> frozenset[str]:
 def _cotangent_for(leaf: Any, ct: Any, name: str) -> Any:
     if ct is None:
         return jnp.zeros_like(leaf)
-    if jnp.shape(ct) != jnp.shape(leaf):
+    if np.shape(ct) != np.shape(leaf):
         raise TypeError(
             f"custom_vjp: the backward rule of {name} must return a cotangent of the argument's "
-            f"shape {jnp.shape(leaf)}, got {jnp.shape(ct)}."
+            f"shape {np.shape(leaf)}, got {np.shape(ct)}."
         )
     # Inside shard_map a replicated operand meets sharded data: each device holds a part of its
     # cotangent, and only the sum is the same everywhere.
@@ -207,7 +221,7 @@ def _apply_jvp(call: _Call, leaves: tuple[Any, ...], tangents: tuple[Any, ...]) 
 
 
 def _no_tangent(leaf: Any) -> np.ndarray:
-    return np.zeros(jnp.shape(leaf), jax.dtypes.float0)
+    return np.zeros(np.shape(leaf), jax.dtypes.float0)
 
 
 def with_derivatives_of(function: Callable[[], Array], value: Array) -> Array:

@@ -1,6 +1,6 @@
 """The losses and statistics of logits that are held in memory, one row of classes per label.
 
-Imports `statistics`, `transforms`, `_labels`, `_rows`, `_walks`, `_numerics`, `_checks`.
+Imports `statistics`, `transforms`, `_labels`, `_rows`, `_walks`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._labels import are_indices, at_label, comparable, first_largest, num_classes, settle
-from jsoftmax._numerics import accumulator, nan_unless, row, scaled, widened
+from jsoftmax._numerics import accumulator, aligned, nan_unless, row, scaled, widened
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import all_masked, batch_of, checked_temperature, classes_last, row_temperature
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
 from jsoftmax._walks import total
@@ -27,9 +28,10 @@ from jsoftmax.statistics import (
     reduce,
     scores,
 )
-from jsoftmax.transforms import LogitTransform, Softcap, chain, check_transform
+from jsoftmax.transforms import LogitTransform, Softcap, chain, check_numbers, check_transform
 
 
+@takes_arrays
 def cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -98,12 +100,11 @@ def cross_entropy(
     """
     name = "cross_entropy"
     logits, labels, axes, ignore_index = _checked(name, logits, labels, axis, where, ignore_index)
-    transform = joined_transforms(name, transform, softcap)
-    batch = batch_of(logits.shape, axes)
+    batch, classes = batch_of(logits.shape, axes), _classes(logits.shape, axes)
+    transform = joined_transforms(name, transform, softcap, (*batch, classes))
     smoothing, z_coefficient = loss_numbers(name, label_smoothing, z_loss)
     if class_weights is not None:
-        shape = (*batch, _classes(logits.shape, axes))
-        _checks.class_vector(name, "class_weights", class_weights, shape)
+        _checks.class_vector(name, "class_weights", class_weights, (*batch, classes))
     return row_losses(
         logits,
         labels,
@@ -119,6 +120,7 @@ def cross_entropy(
     )
 
 
+@takes_arrays
 def row_stats(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -172,12 +174,13 @@ def row_stats(
     """
     name = "row_stats"
     logits, labels, axes, ignore_index = _checked(name, logits, labels, axis, where, ignore_index)
-    transform = joined_transforms(name, transform, softcap)
+    batch, classes = batch_of(logits.shape, axes), _classes(logits.shape, axes)
+    transform = joined_transforms(name, transform, softcap, (*batch, classes))
     return statistics_of_rows(
         logits,
         labels,
         where,
-        checked_temperature(name, temperature, batch_of(logits.shape, axes)),
+        checked_temperature(name, temperature, batch),
         transform,
         ignore_index,
         axis=axes,
@@ -213,7 +216,7 @@ def row_losses(
     q = labels
     if weights is not None:
         weights = jnp.asarray(weights, dtype)
-        q = labels if are_indices(labels) else labels * weights
+        q = labels if are_indices(labels) else labels * aligned(weights, labels)
     empty = all_masked(where, logits, axis_name)
     t = row_temperature(temperature, logits)
     wanted = wanted_of(smoothing, z_loss)
@@ -233,7 +236,7 @@ def losses_of(
     raw: Mapping[str, Array],
     labels: Array,
     allowed: Array | int,
-    empty: Array | bool,
+    empty: Array | None,
     temperature: Array | None,
     smoothing: ArrayLike | None,
     z_loss: ArrayLike | None,
@@ -252,7 +255,8 @@ def losses_of(
         loss = scaled(1 - eps, loss) + scaled(eps / allowed, raw["uniform"])
         loss = loss * nan_unless((eps >= 0) & (eps <= 1), loss.dtype)
     if z_loss is not None:
-        log_z = jnp.where(empty, 0, log_normalizer(raw, temperature))
+        log_z = log_normalizer(raw, temperature)
+        log_z = log_z if empty is None else jnp.where(empty, 0, log_z)
         loss = loss + scaled(jnp.asarray(z_loss, loss.dtype), jnp.square(log_z))
     return loss
 
@@ -296,7 +300,7 @@ def stats_of(
     raw: Mapping[str, Array],
     labels: Array,
     classes: int,
-    empty: Array | bool,
+    empty: Array | None,
     temperature: Array | None,
     ignored: Array | None,
     statistics: frozenset[str],
@@ -309,7 +313,7 @@ def stats_of(
         log_prob = settle(stats.target_log_prob, labels, classes, ignored)
         stats = dataclasses.replace(stats, target_log_prob=log_prob)
     if "correct" in statistics:
-        correct = raw["correct"] & ~jnp.asarray(empty)
+        correct = raw["correct"] if empty is None else raw["correct"] & ~empty
         correct = correct if ignored is None else correct & ~ignored
         stats = dataclasses.replace(stats, correct=correct)
     return stats
@@ -363,11 +367,12 @@ def wanted_statistics(name: str, statistics: tuple[str, ...] | None) -> frozense
 
 
 def joined_transforms(
-    name: str, transform: LogitTransform | None, softcap: ArrayLike | None
+    name: str, transform: LogitTransform | None, softcap: ArrayLike | None, shape: Shape
 ) -> LogitTransform | None:
-    """The transform and the softcap after it, as one transform."""
+    """The transform and the softcap after it, as one transform that fits logits of the shape."""
     if transform is not None:
         check_transform(name, transform)
+        check_numbers(transform, shape)
     if softcap is None:
         return transform
     _checks.number(name, "softcap", softcap, lambda c: 0 < c < math.inf, "positive and finite")

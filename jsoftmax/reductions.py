@@ -2,7 +2,7 @@
 
 What a loss with a `reduction` of its own multiplies its rows with is settled here too.
 
-Imports `_labels`, `_numerics`, `_checks`.
+Imports `_labels`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 from typing import Any
@@ -14,11 +14,13 @@ from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._labels import are_indices
 from jsoftmax._numerics import accumulator, row, sharded_like, weighed
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import Array, ArrayLike
 
 REDUCTIONS = ("mean", "sum", "none")
 
 
+@takes_arrays
 def weighted_mean(
     values: ArrayLike,
     weights: ArrayLike | None = None,

@@ -108,10 +108,10 @@ def log_normalizer(raw: Mapping[str, Array], temperature: Array | None) -> Array
 
 
 def finish(
-    raw: Mapping[str, Array], temperature: Array | None, empty: Array | bool, wanted: frozenset[str]
+    raw: Mapping[str, Array], temperature: Array | None, empty: Array | None, wanted: frozenset[str]
 ) -> RowStats:
     """Makes the statistics that users read of those that `reduce` returns, all but `correct`."""
-    m = _scaled_maximum(raw, temperature)
+    m, none = _scaled_maximum(raw, temperature), False if empty is None else empty
     made: dict[str, Array] = {}
     if "nll" in wanted:
         made["nll"] = raw["nll"]
@@ -121,10 +121,10 @@ def finish(
         made["log_normalizer"] = log_normalizer(raw, temperature)
     if "mean_logit" in wanted:
         mean = jnp.where(m == jnp.inf, jnp.inf, m + raw["mean"])
-        made["mean_logit"] = jnp.where(empty, 0, mean)
+        made["mean_logit"] = jnp.where(none, 0, mean)
     if "expected_logit" in wanted:
         expected = jnp.log1p(raw["rest"]) - raw["entropy"]
-        made["expected_logit"] = jnp.where(empty, 0, m + expected)
+        made["expected_logit"] = jnp.where(none, 0, m + expected)
     if "entropy" in wanted:
         made["entropy"] = raw["entropy"]
     return RowStats(**made)
@@ -154,7 +154,7 @@ def _reduce_rows(
     logits: Array,
     labels: Array,
     where: Array | None,
-    empty: Array | bool,
+    empty: Array | None,
     transform: LogitTransform | None,
     temperature: Array | None,
     weights: Array | None,
@@ -168,6 +168,7 @@ def _reduce_rows(
     "log_normalizer", which adds no number.
     """
     axis, wanted = reduction.axis_name, reduction.statistics
+    none = False if empty is None else empty
 
     def recompute() -> Array:
         return scores(logits, labels, where, transform, axis)
@@ -180,16 +181,16 @@ def _reduce_rows(
     t = None if temperature is None else temperature[..., 0]
     weighted = "uniform" in wanted and weights is not None
     if not indices or weighted or wanted & {"log_normalizer", "entropy"}:
-        rest, m = rest_of(recompute, m, c, temperature, empty, axis)
+        rest, m = rest_of(recompute, m, c, temperature, none, axis)
     elif reduction.kept:
         valid = (labels >= 0) & (labels < num_classes(v, axis))
         others = _others(v, labels, c, temperature, axis)
         out_of = jnp.where(valid, v_y, -jnp.inf)
-        rest, m = rest_around(others, out_of, m, c, temperature, empty, axis)
+        rest, m = rest_around(others, out_of, m, c, temperature, none, axis)
     else:
         # A loss is as large as the label's gap; the last digits of the rest show where that is 0, or
         # a rounding error of the transform.
-        rest, m = rest_of(recompute, m, c, temperature, empty, axis, matters=gap_at(v_y, m, t) > -0.6)
+        rest, m = rest_of(recompute, m, c, temperature, none, axis, matters=gap_at(v_y, m, t) > -0.6)
     log_sum = jnp.log1p(rest)
 
     def costs(over: Array | float, share: Callable[[], Array]) -> Array:
@@ -198,9 +199,9 @@ def _reduce_rows(
     out = {"maximum": m, "shift": c[..., 0], "rest": rest}
     log_sums = row(behind(log_sum))
     if "nll" in wanted and indices:
-        out["nll"] = jnp.where(empty, 0, log_sum - gap_at(v_y, m, t))
+        out["nll"] = jnp.where(none, 0, log_sum - gap_at(v_y, m, t))
     elif "nll" in wanted:
-        out["nll"] = jnp.where(empty, 0, costs(log_sums, lambda: _kept(labels, where, reduction)))
+        out["nll"] = jnp.where(none, 0, costs(log_sums, lambda: _kept(labels, where, reduction)))
     if "uniform" in wanted:
         out["uniform"] = costs(log_sums, lambda: allowed_weights(v, where, weights))
     if "mean" in wanted:

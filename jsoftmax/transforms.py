@@ -12,11 +12,13 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jsoftmax import _checks
-from jsoftmax._numerics import nan_unless, row, safe_temperature
-from jsoftmax._pytrees import register
+from jsoftmax._numerics import aligned, nan_unless, row, safe_temperature
+from jsoftmax._pytrees import as_arrays, register
 from jsoftmax._typing import Array, ArrayLike, Shape
 
 
@@ -24,13 +26,29 @@ class LogitTransform(abc.ABC):
     """A map of single logits; subclass it as a frozen dataclass.
 
     A subclass is a pytree from the start, its fields the leaves (those with `metadata={"static": True}`
-    excepted): do not register it with JAX again.
+    excepted): do not register it with JAX again. JAX puts masks, names and other objects in the place
+    of its leaves, past `__init__`: what a field must be is to be asked where it is used. Two transforms
+    are equal if their arrays are the same objects and all else is equal.
 
     The caller takes care of impossible classes: a logit of −inf reaches no transform and stays −inf.
     """
 
     def __init_subclass__(cls) -> None:
         register(cls)
+        # Ahead of the decorator, which leaves them as they are: a comparison of arrays is an array.
+        for name in ("__eq__", "__hash__"):
+            if name not in cls.__dict__:
+                setattr(cls, name, getattr(LogitTransform, name))
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        (mine, tree), (others, like) = jax.tree.flatten(self), jax.tree.flatten(other)
+        return tree == like and [_identity(x) for x in mine] == [_identity(x) for x in others]
+
+    def __hash__(self) -> int:
+        leaves, tree = jax.tree.flatten(self)
+        return hash((type(self), tree, *map(_identity, leaves)))
 
     @abc.abstractmethod
     def __call__(self, logits: Array, target: Array | None = None) -> Array:
@@ -79,6 +97,7 @@ class Temperature(LogitTransform):
         _checks.number("Temperature", "value", self.value, lambda t: t >= 0, "at least 0")
 
     def __call__(self, logits: Array, target: Array | None = None) -> Array:
+        self.__post_init__()
         return logits / safe_temperature(_per_row("Temperature", "value", self.value, logits))
 
 
@@ -112,6 +131,7 @@ class Softcap(LogitTransform):
         _checks.number("Softcap", "cap", self.cap, lambda c: 0 < c < math.inf, "positive and finite")
 
     def __call__(self, logits: Array, target: Array | None = None) -> Array:
+        self.__post_init__()
         cap = _per_row("Softcap", "cap", self.cap, logits)
         cap = cap * nan_unless(cap > 0, cap.dtype)
         # Beyond these bounds tanh is ±1; at ±inf its derivative 0 would meet an infinite quotient.
@@ -147,8 +167,9 @@ class LogitAdjustment(LogitTransform):
     scale: ArrayLike = 1.0
 
     def __call__(self, logits: Array, target: Array | None = None) -> Array:
-        _checks.class_vector("LogitAdjustment", "log_prior", self.log_prior, logits.shape)
-        prior = jnp.asarray(self.log_prior, logits.dtype)
+        log_prior = as_arrays(self.log_prior)
+        _checks.class_vector("LogitAdjustment", "log_prior", log_prior, logits.shape)
+        prior = aligned(jnp.asarray(log_prior, logits.dtype), logits)
         possible = ~(prior == -jnp.inf)
         scale = _per_row("LogitAdjustment", "scale", self.scale, logits)
         adjusted = logits + scale * jnp.where(possible, prior, 0)
@@ -268,8 +289,11 @@ def check_transform(function: str, transform: Any) -> None:
 def check_numbers(transform: LogitTransform | None, logits: Shape) -> None:
     """Refuses arrays of these transforms that do not fit logits `[*batch, classes]`.
 
-    For where a transform gets a few rows of those at a time, and cannot tell.
+    Before tracing: what is no number has no place in `jit`, a chunk of a few rows cannot tell whose
+    they are, and what was checked by `__init__` may have been replaced since.
     """
+    if isinstance(transform, Temperature | Softcap | Margin):
+        transform.__post_init__()
     if isinstance(transform, Chain):
         for part in transform.transforms:
             check_numbers(part, logits)
@@ -278,6 +302,14 @@ def check_numbers(transform: LogitTransform | None, logits: Shape) -> None:
             _checks.per_row(kind.__name__, field, getattr(transform, field), logits[:-1])
     if isinstance(transform, LogitAdjustment):
         _checks.class_vector("LogitAdjustment", "log_prior", transform.log_prior, logits)
+    for leaf in jax.tree.leaves(transform):
+        _checks.dtype_of(type(transform).__name__, "every leaf", leaf)
+
+
+def _identity(x: Any) -> Any:
+    """What tells a leaf from another, whatever it is."""
+    plain = isinstance(x, bool | int | float | complex | str | np.generic)
+    return x if plain else id(x)
 
 
 # What is one number for all rows, or one for each.
@@ -290,6 +322,7 @@ _ROW_FIELDS: dict[type[LogitTransform], tuple[str, ...]] = {
 
 
 def _per_row(kind: str, field: str, value: ArrayLike, logits: Array) -> Array:
+    value = as_arrays(value)
     _checks.per_row(kind, field, value, logits.shape[:-1])
     value = jnp.asarray(value, logits.dtype)
     return row(value) if value.ndim else value

@@ -70,7 +70,7 @@ def sample_rule(logits: jax.Array, labels: jax.Array, scale: jax.Array) -> tuple
     """A loss of a user's own, with two outputs and an integer argument."""
     peak = jnp.max(jax.lax.stop_gradient(logits), axis=-1, keepdims=True)
     log_z = jnp.log(jnp.sum(jnp.exp(logits - peak), axis=-1)) + peak[..., 0]
-    ids = jnp.arange(logits.shape[-1], dtype=labels.dtype)
+    ids = jnp.arange(logits.shape[-1], dtype=labels.dtype)[(None,) * labels.ndim]
     at_label = (ids == labels[..., None]).astype(logits.dtype)
     target = jnp.sum(at_label * logits, axis=-1)
     return scale * (log_z - target), {"log_z": log_z}
@@ -84,7 +84,7 @@ def _sample_fwd(logits: jax.Array, labels: jax.Array, scale: jax.Array) -> tuple
 def _sample_bwd(residuals: Any, cts: Any) -> tuple[Any, None, Any]:
     logits, labels, scale, log_z = residuals
     ct_loss, ct_log_z = cts[0], cts[1]["log_z"]
-    ids = jnp.arange(logits.shape[-1], dtype=labels.dtype)
+    ids = jnp.arange(logits.shape[-1], dtype=labels.dtype)[(None,) * labels.ndim]
     at_label = (ids == labels[..., None]).astype(logits.dtype)
     p = jnp.exp(logits - log_z[..., None])
     d_loss = (scale * ct_loss)[..., None]

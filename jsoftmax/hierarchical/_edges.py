@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import accumulator, upright
+from jsoftmax._numerics import accumulator, aligned, upright
 from jsoftmax._typing import Array
 from jsoftmax.autodiff import custom_vjp
 from jsoftmax.dense import cross_entropy
@@ -34,7 +34,7 @@ def all_scores(hidden: Array, kernel: Array, bias: Array | None) -> Array:
     """The scores of all rows, `[*batch, rows]`, of `accumulator` dtype."""
     dtype = accumulator(hidden.dtype)
     scores = jnp.matmul(hidden, kernel.T, preferred_element_type=dtype)
-    return scores if bias is None else scores + bias.astype(dtype)
+    return scores if bias is None else scores + aligned(bias.astype(dtype), scores)
 
 
 @functools.partial(custom_vjp, nondiff_argnums=(4,))
@@ -149,7 +149,8 @@ def along(tree: Tree, position: Array, group: int = 1) -> tuple[Array, int, Call
     for _, run in itertools.groupby(range(tree.depth), lambda level: tree.widths[level].bit_length()):
         levels = list(run)
         at = slice(levels[0], levels[-1] + 1)
-        siblings = first[:, at, None] + jnp.arange(max(tree.widths[at]), dtype=jnp.int32)
+        first_of = first[:, at, None]
+        siblings = first_of + aligned(jnp.arange(max(tree.widths[at]), dtype=jnp.int32), first_of)
         # Behind the end of a way there are none: what stands there must not reach a gradient.
         real = (siblings < end[:, at, None]) & valid[:, at, None]
         rows = jnp.where(real, siblings - 1, 0)
@@ -186,7 +187,7 @@ def everywhere(scores: Array, tree: Tree) -> Array:
     for families, width in tree.groups:
         parents = tree.families[start : start + families]
         start += families
-        children = tree.offsets[parents, None] + jnp.arange(width, dtype=jnp.int32)
+        children = tree.offsets[parents, None] + jnp.arange(width, dtype=jnp.int32)[None]
         real = children < tree.offsets[parents + 1, None]
         known = scores[..., jnp.where(real, children, 1) - 1]
         logs = log_softmax(known, where=real)

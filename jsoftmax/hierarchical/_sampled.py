@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jsoftmax._labels import at_label, settle
-from jsoftmax._numerics import accumulator, nan_unless, row, scaled, widened
+from jsoftmax._numerics import accumulator, aligned, nan_unless, row, scaled, widened
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.autodiff import custom_vjp
 from jsoftmax.dense import cross_entropy
@@ -76,7 +76,7 @@ def loss_of_rows(
         first = first - negatives.log_expected_counts(known).astype(x.dtype)
     possible = jnp.broadcast_to(possible, others.shape)
     if not hits:
-        possible &= row(y) != negatives.ids
+        possible &= row(y) != aligned(negatives.ids, row(y))
     logits = jnp.concatenate([row(first), others], axis=-1)
     where = jnp.concatenate([jnp.ones_like(possible[..., :1]), possible], axis=-1)
     if ignored is not None:
@@ -97,13 +97,14 @@ def scores_of_drawn(
     """The logits of the negatives, `[*batch, samples]`, and which can be drawn at all, `[samples]`."""
     classes, ids = negatives.proposal.num_classes, negatives.ids
     logits = jnp.matmul(x, vectors.astype(x.dtype).T)
-    logits = logits if offsets is None else logits + offsets.astype(x.dtype)
-    logits = logits * nan_unless((ids >= 0) & (ids < classes), x.dtype)
+    logits = logits if offsets is None else logits + aligned(offsets.astype(x.dtype), logits)
+    known = nan_unless((ids >= 0) & (ids < classes), x.dtype)
+    logits = logits * aligned(known, logits)
     if not corrected:
         return logits, jnp.ones(ids.shape, bool)
     counts = negatives.log_expected_counts(jnp.clip(ids, 0, classes - 1)).astype(x.dtype)
     possible = counts != -jnp.inf
-    return logits - jnp.where(possible, counts, 0), possible
+    return logits - aligned(jnp.where(possible, counts, 0), logits), possible
 
 
 def as_floats(hidden: Array, vectors: Array) -> Array:

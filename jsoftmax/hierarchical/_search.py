@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import accumulator
+from jsoftmax._numerics import accumulator, aligned
 from jsoftmax._typing import Array
 from jsoftmax.hierarchical._edges import all_scores, along, descend, everywhere, some_scores
 from jsoftmax.hierarchical.tree import Tree
@@ -185,7 +185,7 @@ def _children(
     `[n, m, width]` each; −inf where there is no child.
     """
     first, end = tree.offsets[at][..., None], tree.offsets[at + 1][..., None]
-    below = first + jnp.arange(width, dtype=jnp.int32)
+    below = first + aligned(jnp.arange(width, dtype=jnp.int32), first)
     real = below < end
     below = jnp.where(real, below, 1)
     if tree.binary:

@@ -5,8 +5,8 @@ class of a cluster has the product of the cluster's probability and its own with
 features are projected to fewer the rarer its classes are. The parameters are those of torch's
 `AdaptiveLogSoftmaxWithLoss`; labels may come in any order of the classes.
 
-Imports `adaptive_params`, `_sums`, `_blocks`, `dense`, `reductions`, `maps`, `_labels`, `_numerics`,
-`_checks`.
+Imports `adaptive_params`, `_sums`, `_blocks`, `dense`, `reductions`, `maps`, `_labels`, `_pytrees`,
+`_numerics`, `_checks`.
 """
 
 import functools
@@ -19,7 +19,17 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._labels import at_label, comparable, settle
-from jsoftmax._numerics import by_rows, row, scaled, weighed, wide, widened, without_tiny_dtypes
+from jsoftmax._numerics import (
+    aligned,
+    by_rows,
+    row,
+    scaled,
+    weighed,
+    wide,
+    widened,
+    without_tiny_dtypes,
+)
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.dense import cross_entropy
 from jsoftmax.hierarchical._blocks import row_losses
@@ -29,6 +39,7 @@ from jsoftmax.maps import log_softmax
 from jsoftmax.reductions import check_reduction, row_shares
 
 
+@takes_arrays
 def adaptive_cross_entropy(
     hidden: ArrayLike,
     params: AdaptiveParams,
@@ -178,6 +189,7 @@ def _reduced(
     return total
 
 
+@takes_arrays
 def adaptive_log_softmax(hidden: ArrayLike, params: AdaptiveParams) -> Array:
     r"""The log-probabilities of all classes under an adaptive softmax.
 
@@ -269,7 +281,11 @@ def in_one_dtype(hidden: Array, params: AdaptiveParams) -> Array:
 def head_logits(x: Array, params: AdaptiveParams) -> Array:
     """The logits of the frequent classes, then of the clusters."""
     logits = x @ params.head_kernel.astype(x.dtype)
-    return logits if params.head_bias is None else logits + params.head_bias.astype(x.dtype)
+    return (
+        logits
+        if params.head_bias is None
+        else logits + aligned(params.head_bias.astype(x.dtype), logits)
+    )
 
 
 def projected(x: Array, params: AdaptiveParams, i: int) -> Array:

@@ -3,7 +3,7 @@
 A class is no likelier than its cluster: a cluster is looked into only where one of a tile's rows may
 find something there. Under `vmap` nothing is skipped.
 
-Imports `adaptive`, `adaptive_params`, `maps`, `_numerics`, `_checks`.
+Imports `adaptive`, `adaptive_params`, `maps`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import math
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._numerics import by_rows, row
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical.adaptive import (
     checked,
@@ -32,6 +33,7 @@ from jsoftmax.maps import log_softmax
 _HELD, _ROWS = 1 << 22, 64
 
 
+@takes_arrays
 def adaptive_top_k(hidden: ArrayLike, params: AdaptiveParams, k: int) -> tuple[Array, Array]:
     r"""The `k` likeliest classes under an adaptive softmax; exact.
 
@@ -108,6 +110,7 @@ def _top_k(hidden: Array, params: AdaptiveParams, *, k: int) -> tuple[Array, Arr
     return log_probs.reshape(shape), params.classes(places).reshape(shape)
 
 
+@takes_arrays
 def adaptive_sample(key: ArrayLike, hidden: ArrayLike, params: AdaptiveParams) -> Array:
     r"""Draws one class per row from an adaptive softmax: an entry of the head, then a class of it.
 

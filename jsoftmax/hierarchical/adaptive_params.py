@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsoftmax import _checks
-from jsoftmax._pytrees import register
+from jsoftmax._pytrees import register, takes_arrays
 from jsoftmax._typing import Array, ArrayLike
 
 # Of the cost model: what one logit costs beside its product, in multiply-adds; and the rows below
@@ -96,6 +96,7 @@ class AdaptiveParams:
 register(AdaptiveParams)
 
 
+@takes_arrays
 def adaptive_init(
     key: ArrayLike,
     num_features: int,
@@ -188,6 +189,7 @@ def adaptive_init(
     )
 
 
+@takes_arrays
 def adaptive_cutoffs(
     counts: ArrayLike | Sequence[float],
     *,

@@ -3,7 +3,7 @@
 All of it runs once, on the host, in NumPy: a million classes take about a second. Class `k` is node
 `k`, and the inner nodes follow from the root down.
 
-Imports `tree`, `_codes`, `_checks`.
+Imports `tree`, `_codes`, `_pytrees`, `_checks`.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsoftmax import _checks
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import ArrayLike
 from jsoftmax.hierarchical._codes import limited_lengths, optimal_lengths
 from jsoftmax.hierarchical.tree import Tree, in_breadth_first_order
 
 
+@takes_arrays
 def huffman_tree(counts: ArrayLike | Sequence[float], max_depth: int | None = None) -> Tree:
     r"""The binary tree whose expected depth is least, for classes that occur so often.
 

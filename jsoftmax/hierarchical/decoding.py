@@ -1,6 +1,6 @@
 """Decoding: the most probable classes of a tree, and draws from it, without looking at all of them.
 
-Imports `_search`, `loss`, `tree`, `_checks`.
+Imports `_search`, `loss`, `tree`, `_pytrees`, `_checks`.
 """
 
 from typing import NamedTuple
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._numerics import by_rows, row
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._search import beam_search, completed, of_paths, walk
 from jsoftmax.hierarchical.loss import checked
@@ -46,6 +47,7 @@ class Greedy(NamedTuple):
     ids: Array
 
 
+@takes_arrays
 def top_k(
     hidden: ArrayLike,
     node_kernel: ArrayLike,
@@ -123,6 +125,7 @@ def top_k(
     return _top_k(h, kernel, tree, node_bias, k=int(k), width=int(width), exact=bool(exact))
 
 
+@takes_arrays
 def greedy(
     hidden: ArrayLike, node_kernel: ArrayLike, tree: Tree, *, node_bias: ArrayLike | None = None
 ) -> Greedy:
@@ -167,6 +170,7 @@ def greedy(
     return _greedy(h, kernel, tree, node_bias)
 
 
+@takes_arrays
 def sample(
     key: ArrayLike,
     hidden: ArrayLike,
@@ -291,6 +295,6 @@ def _drawn(log_p: Array, bits: Array) -> Array:
     """
     u = row(bits.astype(log_p.dtype) * 2.0**-32)
     top = jnp.argmax(log_p, axis=-1)
-    others = jnp.where(jnp.arange(log_p.shape[-1]) == row(top), 0, jnp.exp(log_p))
+    others = jnp.where(jnp.arange(log_p.shape[-1])[None] == row(top), 0, jnp.exp(log_p))
     below = jnp.cumsum(others, axis=-1)
     return jnp.where(u[:, 0] < below[:, -1], jnp.argmax(u < below, axis=-1), top)

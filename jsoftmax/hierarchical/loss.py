@@ -1,6 +1,6 @@
 """The softmax over a tree: its loss, and the log-probabilities of all classes and nodes.
 
-Imports `_edges`, `tree`, `_labels`, `_numerics`, `_checks`.
+Imports `_edges`, `tree`, `_labels`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import jax.numpy as jnp
@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._labels import are_indices, at_label, comparable, settle
-from jsoftmax._numerics import accumulator, by_rows, row, scaled, widened, without_tiny_dtypes
+from jsoftmax._numerics import accumulator, aligned, by_rows, row, scaled, widened, without_tiny_dtypes
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._edges import all_scores, along, descend, everywhere, some_scores
 from jsoftmax.hierarchical.tree import Tree, check_tree
 
 
+@takes_arrays
 def hierarchical_cross_entropy(
     hidden: ArrayLike,
     node_kernel: ArrayLike,
@@ -83,6 +85,7 @@ def hierarchical_cross_entropy(
     return _loss(h, kernel, y, tree, node_bias, class_weights, ignore_index, nodes=nodes)
 
 
+@takes_arrays
 def hierarchical_log_softmax(
     hidden: ArrayLike, node_kernel: ArrayLike, tree: Tree, *, node_bias: ArrayLike | None = None
 ) -> Array:
@@ -120,6 +123,7 @@ def hierarchical_log_softmax(
     return _log_probs(h, kernel, tree, node_bias, leaves=True)
 
 
+@takes_arrays
 def node_log_probs(
     hidden: ArrayLike, node_kernel: ArrayLike, tree: Tree, *, node_bias: ArrayLike | None = None
 ) -> Array:
@@ -172,7 +176,8 @@ def _loss(
 ) -> Array:
     if not are_indices(labels):
         dtype = accumulator(hidden.dtype)
-        q = labels.astype(dtype) if weights is None else labels.astype(dtype) * weights.astype(dtype)
+        q = labels.astype(dtype)
+        q = q if weights is None else q * aligned(weights.astype(dtype), q)
         return jnp.sum(scaled(q, -_log_probs(hidden, kernel, tree, bias, leaves=True)), axis=-1)
     y = widened(labels)
     ignored = y == ignore_index if ignore_index is not None else None

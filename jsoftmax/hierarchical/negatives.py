@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._compiled import compiled
-from jsoftmax._pytrees import register
+from jsoftmax._pytrees import register, takes_arrays
 from jsoftmax._typing import Array
 from jsoftmax.hierarchical.proposals import Proposal
 
@@ -63,6 +63,7 @@ class Negatives:
 register(Negatives)
 
 
+@takes_arrays
 def draw_negatives(
     key: Array, proposal: Proposal, num_samples: int, *, replace: bool = True
 ) -> Negatives:

@@ -18,7 +18,7 @@ import numpy as np
 
 from jsoftmax import _checks
 from jsoftmax._numerics import widened
-from jsoftmax._pytrees import register
+from jsoftmax._pytrees import register, takes_arrays
 from jsoftmax._typing import Array, ArrayLike, Shape
 
 _BITS = 2.0**32
@@ -161,6 +161,7 @@ class AliasTable:
         return jnp.where(known, self.log_probs[ids], -jnp.inf)
 
 
+@takes_arrays
 def unigram_proposal(counts: ArrayLike | Sequence[float], *, power: float = 0.75) -> AliasTable:
     r"""Classes as often as they were counted, flattened by a power; or any weights, with a power of 1.
 

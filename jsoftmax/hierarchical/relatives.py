@@ -3,7 +3,7 @@
 A softmax knows no likeness of its classes, a tree does. Both functions need only how many edges the
 ways to two leaves share.
 
-Imports `_edges`, `tree`, `maps`, `_labels`, `_numerics`, `_checks`.
+Imports `_edges`, `tree`, `maps`, `_labels`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import functools
@@ -15,13 +15,15 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._labels import comparable
-from jsoftmax._numerics import by_rows, nan_unless, row, widened
+from jsoftmax._numerics import aligned, by_rows, nan_unless, row, widened
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._edges import descend, path
 from jsoftmax.hierarchical.tree import Tree, check_tree
 from jsoftmax.maps import softmax
 
 
+@takes_arrays
 def tree_distance(a: ArrayLike, b: ArrayLike, tree: Tree, *, nodes: bool = False) -> Array:
     r"""The number of edges between two classes of a tree, by way of their lowest common ancestor.
 
@@ -66,6 +68,7 @@ def tree_distance(a: ArrayLike, b: ArrayLike, tree: Tree, *, nodes: bool = False
     return _tree_distance(x, y, tree, nodes=nodes)
 
 
+@takes_arrays
 def smooth_over_tree(
     labels: ArrayLike,
     tree: Tree,
@@ -147,14 +150,15 @@ def _smooth_over_tree(
     eps, beta = (jnp.broadcast_to(x, labels.shape).astype(dtype) for x in (smoothing, decay))
     y = widened(labels)
     steps = path(tree, _position(tree, y, nodes=False))
-    levels = enumerate(itertools.pairwise(tree.level_ends))
-    taken = [
-        jnp.arange(start, end, dtype=jnp.int32) == row(steps[..., i]) for i, (start, end) in levels
-    ]
+    taken = []
+    for i, (start, end) in enumerate(itertools.pairwise(tree.level_ends)):
+        here = row(steps[..., i])
+        taken.append(aligned(jnp.arange(start, end, dtype=jnp.int32), here) == here)
     leaf = tree.position[tree.leaves]
     shared = descend(jnp.concatenate(taken, axis=-1).astype(jnp.int32), tree)[..., leaf]
     depths = descend(jnp.ones(tree.num_nodes - 1, jnp.int32), tree)[leaf]
-    distance = depths + row(jnp.sum(steps > 0, axis=-1, dtype=jnp.int32)) - 2 * shared
+    down = row(jnp.sum(steps > 0, axis=-1, dtype=jnp.int32))
+    distance = aligned(depths, down) + down - 2 * shared
     is_label = distance == 0
     others = softmax(-row(beta) * distance.astype(dtype), where=~is_label)
     q = jnp.where(is_label, row(1 - eps), row(eps) * others)

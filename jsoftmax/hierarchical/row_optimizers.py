@@ -1,6 +1,6 @@
 """Optimizers over rows: what a step does to the rows that a batch touched, and to no others.
 
-Imports `_numerics`.
+Imports `_pytrees`, `_numerics`.
 """
 
 from collections.abc import Callable
@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jsoftmax._numerics import accumulator, unwrapped
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import Array, ArrayLike
 
 LearningRate = ArrayLike | Callable[[Array], ArrayLike]
@@ -50,10 +52,12 @@ def row_sgd(learning_rate: LearningRate) -> RowOptimizer:
         Robbins and Monro, A stochastic approximation method, 1951.
     """
 
+    @takes_arrays
     def init(node_kernel: Any) -> Array:
         del node_kernel
         return jnp.zeros((), jnp.int32)
 
+    @takes_arrays
     def update(values: Any, state: Array, rows: Array) -> tuple[Any, Array]:
         del rows
         rate = _rate(learning_rate, state)
@@ -93,10 +97,12 @@ def row_adagrad(
         Duchi et al., Adaptive subgradient methods, 2011.
     """
 
+    @takes_arrays
     def init(node_kernel: Any) -> Any:
         start = jax.tree.map(lambda x: jnp.full_like(_zeros(x), initial_accumulator_value), node_kernel)
         return jnp.zeros((), jnp.int32), start
 
+    @takes_arrays
     def update(values: Any, state: Any, rows: Array) -> tuple[Any, Any]:
         count, sums = state
         rate, merged = _rate(learning_rate, count), _Merged(rows, sums)
@@ -145,10 +151,12 @@ def row_adam(
         Kingma and Ba, Adam, 2015; the lazy form is that of TensorFlow and torch's SparseAdam.
     """
 
+    @takes_arrays
     def init(node_kernel: Any) -> Any:
         zeros = jax.tree.map(_zeros, node_kernel)
         return jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.copy, zeros)
 
+    @takes_arrays
     def update(values: Any, state: Any, rows: Array) -> tuple[Any, Any]:
         count, first, second = state
         rate, merged = _rate(learning_rate, count), _Merged(rows, first)
@@ -170,7 +178,7 @@ def row_adam(
 
 
 def _zeros(x: ArrayLike) -> Array:
-    return jnp.zeros(jnp.shape(x), accumulator(jnp.result_type(x)))
+    return jnp.zeros(np.shape(x), accumulator(jnp.result_type(x)))
 
 
 def _rate(learning_rate: LearningRate, count: Array) -> Array:

@@ -4,7 +4,7 @@ A dense gradient of a million rows costs a hundred times the step itself. Here a
 that it read and a share of the gradient for each; a row that several examples read comes several
 times, and the shares add up.
 
-Imports `loss`, `_edges`, `tree`, `_labels`, `_numerics`, `_checks`.
+Imports `loss`, `_edges`, `tree`, `_labels`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import functools
@@ -18,6 +18,7 @@ from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._labels import comparable
 from jsoftmax._numerics import by_rows, unwrapped, widened
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._edges import along, hidden_gradient, some_scores, touched
 from jsoftmax.hierarchical.loss import checked, counted, rows_and_positions, settled, without
@@ -41,6 +42,7 @@ class RowGradients(NamedTuple):
     values: Any
 
 
+@takes_arrays
 def row_gradients(
     hidden: ArrayLike,
     node_kernel: ArrayLike,
@@ -163,6 +165,7 @@ def _row_gradients(
     return RowGradients(loss, d_hidden, at, values)
 
 
+@takes_arrays
 def apply_row_updates(node_kernel: Any, rows: ArrayLike, updates: Any) -> Any:
     """Adds updates to rows of an array, in place where it is donated.
 

@@ -4,7 +4,7 @@ Negatives are drawn once for a whole batch, and drawn before the loss is called:
 which rows of the kernel it reads. The scores of a batch against shared negatives are one matmul; own
 negatives for each row would be a gather of batch · samples rows. `jax.vmap` over keys gives those.
 
-Imports `_sampled`, `negatives`, `rows`, `maps`, `_labels`, `_numerics`, `_checks`.
+Imports `_sampled`, `negatives`, `rows`, `maps`, `_labels`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import functools
@@ -17,6 +17,7 @@ from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._labels import comparable
 from jsoftmax._numerics import by_rows, without_tiny_dtypes
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.hierarchical._sampled import as_floats, gathered, loss_of_rows, rows_read, scores_of_drawn
 from jsoftmax.hierarchical.negatives import Negatives
@@ -27,6 +28,7 @@ _OBJECTIVES = ("cross_entropy", "noise_contrastive")
 _OPTIONS = ("objective", "hits", "corrected")
 
 
+@takes_arrays
 def sampled_cross_entropy(
     hidden: ArrayLike,
     class_kernel: ArrayLike,
@@ -98,6 +100,7 @@ def sampled_cross_entropy(
     return _loss(*args, objective="cross_entropy", **options)
 
 
+@takes_arrays
 def noise_contrastive_loss(
     hidden: ArrayLike,
     class_kernel: ArrayLike,
@@ -164,6 +167,7 @@ def noise_contrastive_loss(
     return _loss(*args, objective="noise_contrastive", **options)
 
 
+@takes_arrays
 def sampled_log_normalizer(
     hidden: ArrayLike,
     class_kernel: ArrayLike,
@@ -215,6 +219,7 @@ def sampled_log_normalizer(
     return _log_normalizer(h, kernel, bias, negatives)
 
 
+@takes_arrays
 def sampled_row_gradients(
     hidden: ArrayLike,
     class_kernel: ArrayLike,

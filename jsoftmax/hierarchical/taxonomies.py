@@ -2,7 +2,7 @@
 
 Runs once, on the host, in NumPy.
 
-Imports `tree`, `_checks`.
+Imports `tree`, `_pytrees`, `_checks`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsoftmax import _checks
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import ArrayLike
 from jsoftmax.hierarchical.tree import Tree, in_breadth_first_order
 
 Nested: TypeAlias = "Mapping[str, Nested] | Sequence[Nested] | str | None"
 
 
+@takes_arrays
 def tree_from_parents(parents: ArrayLike | Sequence[int]) -> Tree:
     r"""The tree of a taxonomy of your own, given by the node above each node.
 
@@ -87,6 +89,7 @@ class NamedTree(NamedTuple):
     nodes: tuple[str, ...]
 
 
+@takes_arrays
 def tree_from_names(nested: Nested) -> NamedTree:
     r"""The tree of a taxonomy written down in names.
 

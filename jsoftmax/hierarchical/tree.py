@@ -98,7 +98,7 @@ class Tree:
             f"depth {self.depth}",
         ]
         classes = _on_host(self.class_at)
-        if classes is not None:
+        if classes is not None and classes.shape[-1:] == (self.num_nodes,):
             sizes = np.diff([0, *self.level_ends])
             depths = np.repeat(np.arange(len(sizes)), sizes)
             leaves = np.sum(classes >= 0, axis=tuple(range(classes.ndim - 1)))

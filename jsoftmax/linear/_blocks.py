@@ -20,14 +20,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jsoftmax._labels import are_indices
-from jsoftmax._numerics import accumulator, is_sharded, upright
+from jsoftmax._numerics import accumulator, aligned, is_sharded, upright
 from jsoftmax._rows import row_temperature
 from jsoftmax._typing import Array
 from jsoftmax._walks import total
 from jsoftmax.autodiff import custom_vjp, scan_forgetting
-from jsoftmax.linear._options import Dealt, Teacher
+from jsoftmax.linear._options import Dealt, Teacher, put_together
 from jsoftmax.linear._parts import Part, finished, moved, nothing, part_of, union, union_of_shards
 from jsoftmax.linear._walk import common, logits_of, narrowed, product, without
 from jsoftmax.statistics import Reduction, gradient, scores
@@ -149,13 +150,13 @@ class Blocks:
     def own(self, i: Array, labels: Array, where: Array | None) -> tuple[Array, Array | None]:
         """Labels and mask of a block: without the classes that it shares with the next one."""
         ids = self.start(i) + jnp.arange(self.size, dtype=jnp.int32)
-        mine = None if self.even else ids < self.end(i)
+        mine = None if self.even else (ids < self.end(i))[None]
         if are_indices(labels):
             labels = jnp.where(labels < self.end(i), labels - self.start(i), -1)
         elif mine is not None:
             labels = jnp.where(mine, labels, 0)
         if mine is not None:
-            where = mine[None] if where is None else where & mine
+            where = mine if where is None else where & mine
         return labels, where
 
 
@@ -205,7 +206,9 @@ def _cutter(
 
 def _weighted(labels: Array, weights: Array | None) -> Array:
     """Soft labels, each class counted with its weight."""
-    return labels if are_indices(labels) or weights is None else labels * weights
+    if are_indices(labels) or weights is None:
+        return labels
+    return labels * aligned(weights, labels)
 
 
 def _local(blocks: Blocks, labels: Array) -> Array:
@@ -371,9 +374,11 @@ def row_numbers(
     h = hidden.reshape(-1, hidden.shape[-1])
     dtype = accumulator(common(h.dtype, kernel.dtype))
     rowwise = jax.tree.map(
-        lambda x: jnp.reshape(x, h.shape[:1] + jnp.shape(x)[len(batch) :]), options.rowwise
+        lambda x: jnp.reshape(x, h.shape[:1] + np.shape(x)[len(batch) :]), options.rowwise
     )
-    labels, where, temperature, transform = options.whole(rowwise, options.shared, reduction.axis_name)
+    labels, where, temperature, transform = put_together(
+        options.treedef, rowwise, options.shared, reduction.axis_name
+    )
     transform = jax.tree.map(jnp.asarray, transform)
     labels = labels if are_indices(labels) else labels.astype(dtype)
     empty = jnp.zeros(h.shape[:1], bool)
@@ -386,4 +391,4 @@ def row_numbers(
     blocks = Blocks(reduction, classes, size, size, options.per_class(classes))
     operands = (h, kernel, bias, labels, where, empty, transform, t, weights)
     out = (reduce_product(blocks, *operands), empty, t)
-    return jax.tree.map(lambda x: jnp.reshape(x, batch + jnp.shape(x)[1:]), out)
+    return jax.tree.map(lambda x: jnp.reshape(x, batch + np.shape(x)[1:]), out)

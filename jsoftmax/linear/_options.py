@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jsoftmax import _checks
 from jsoftmax._labels import are_indices, comparable, num_classes
@@ -17,7 +18,7 @@ from jsoftmax._typing import Array, ArrayLike, Shape
 from jsoftmax._walks import maximum, total
 from jsoftmax.dense import joined_transforms
 from jsoftmax.linear._walk import logits_of
-from jsoftmax.transforms import LogitTransform, check_numbers
+from jsoftmax.transforms import LogitTransform
 
 # What is one number per row in the transforms of this package, where it is an array.
 _ROW_FIELDS = ("value", "cap", "scale", "margin")
@@ -49,7 +50,7 @@ class Dealt:
             where = jnp.reshape(where, where.shape[-1:])
         elif where is not None:
             where_rows, where = jnp.broadcast_to(where, (*batch, where.shape[-1])), None
-        per_row = temperature is not None and jnp.ndim(temperature) > 0
+        per_row = temperature is not None and np.ndim(temperature) > 0
         leaves, self.treedef = jax.tree.flatten_with_path(transform)
         self.leaves = [leaf for _, leaf in leaves]
         self.per_row = rows = [_is_per_row(path, leaf, batch) for path, leaf in leaves]
@@ -70,25 +71,24 @@ class Dealt:
 
     def per_class(self, classes: int) -> tuple[bool, ...]:
         """Which leaves of the transform have one number per class."""
-        shapes = [jnp.shape(leaf)[-1:] for leaf in self.leaves]
+        shapes = [np.shape(leaf)[-1:] for leaf in self.leaves]
         both = zip(shapes, self.per_row, strict=True)
         return tuple(last == (classes,) and not per_row for last, per_row in both)
 
-    def whole(self, rowwise: Any, shared: Any, axis_name: str | None) -> tuple[Any, ...]:
-        """The labels, mask, temperature and transform of some rows."""
-        labels, where_rows, temperatures, leaves = rowwise
-        where, temperature, shared_leaves, teacher = shared
-        where = where if where_rows is None else where_rows
-        if teacher is not None:
-            labels = Teacher(labels, teacher).distribution(where, axis_name)
-        both = zip(leaves, shared_leaves, strict=True)
-        transform = jax.tree.unflatten(self.treedef, [b if a is None else a for a, b in both])
-        return (
-            labels,
-            where,
-            temperature if temperatures is None else temperatures,
-            transform,
-        )
+
+def put_together(transforms: Any, rowwise: Any, shared: Any, axis_name: str | None) -> tuple[Any, ...]:
+    """The labels, mask, temperature and transform of some rows, that of the given tree structure.
+
+    Not a method: the loss of a chunk is static to a rule, where an object with arrays would be a leak.
+    """
+    labels, where_rows, temperatures, leaves = rowwise
+    where, temperature, shared_leaves, teacher = shared
+    where = where if where_rows is None else where_rows
+    if teacher is not None:
+        labels = Teacher(labels, teacher).distribution(where, axis_name)
+    both = zip(leaves, shared_leaves, strict=True)
+    transform = jax.tree.unflatten(transforms, [b if a is None else a for a, b in both])
+    return labels, where, temperature if temperatures is None else temperatures, transform
 
 
 def counting(hidden: Array, labels: Any, ignore_index: Any) -> tuple[Array, Any, Array | None]:
@@ -106,7 +106,7 @@ def counting(hidden: Array, labels: Any, ignore_index: Any) -> tuple[Array, Any,
 def _is_per_row(path: Any, leaf: Any, batch: Shape) -> bool:
     """Whether a number of a transform is one for each row; a class prior never is."""
     prior = bool(path) and getattr(path[-1], "name", None) == "log_prior"
-    return bool(batch) and jnp.shape(leaf) == batch and not prior
+    return bool(batch) and np.shape(leaf) == batch and not prior
 
 
 def checked_labels(
@@ -159,9 +159,7 @@ def checked_transform(
     name: str, transform: Any, softcap: ArrayLike | None, batch: Shape, classes: int
 ) -> LogitTransform | None:
     """The transform and softcap as one; refuses arrays that could be of rows or of classes."""
-    joined = joined_transforms(name, transform, softcap)
-    # Here, since a chunk or a block may have as many rows or classes as a wrong array has numbers.
-    check_numbers(joined, (*batch, classes))
+    joined = joined_transforms(name, transform, softcap, (*batch, classes))
     for path, leaf in jax.tree.leaves_with_path(joined):
         field = getattr(path[-1], "name", None)
         if batch == (classes,) and _is_per_row(path, leaf, batch) and field not in _ROW_FIELDS:

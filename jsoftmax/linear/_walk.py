@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import accumulator, is_sharded, layout, sharded_like, upright
+from jsoftmax._numerics import accumulator, aligned, is_sharded, layout, sharded_like, upright
 from jsoftmax._recomputed import recomputed
 from jsoftmax._typing import Array
 from jsoftmax.autodiff import custom_vjp, scan_forgetting
@@ -158,7 +158,7 @@ def without(where: Array | None, kernel: Array) -> Array:
 def logits_of(hidden: Array, kernel: Array, bias: Array | None) -> Array:
     """`hidden @ kernel + bias`, in float32 or wider."""
     z = product(hidden, kernel, (1, 0))
-    return z if bias is None else z + bias.astype(z.dtype)
+    return z if bias is None else z + aligned(bias.astype(z.dtype), z)
 
 
 def narrowed(d_z: Array, kernel: Array) -> Array:

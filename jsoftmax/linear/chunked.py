@@ -1,6 +1,6 @@
 """Any loss of logits as a loss of hidden vectors and a kernel, in chunks of rows.
 
-Imports `_walk`, `_checks`, `_numerics`.
+Imports `_walk`, `_checks`, `_pytrees`, `_numerics`.
 """
 
 import dataclasses
@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._numerics import has_whole_rows, without_tiny_dtypes
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import Array, ArrayLike, Shape
 from jsoftmax.linear._walk import Walk, common, number_of_chunks, row_values, sum_of_rows
 
@@ -87,6 +89,7 @@ class Chunked:
     chunk_size: int | None
     accum_dtype: Any
 
+    @takes_arrays
     def __call__(
         self,
         hidden: ArrayLike,
@@ -98,11 +101,11 @@ class Chunked:
         """The loss of `hidden @ kernel + bias`."""
         h, w = check_product("chunked", hidden, kernel, bias)
         for leaf in jax.tree.leaves(rowwise):
-            if jnp.shape(leaf)[: h.ndim - 1] != h.shape[:-1]:
+            if np.shape(leaf)[: h.ndim - 1] != h.shape[:-1]:
                 raise ValueError(
                     f"chunked: rowwise arguments must have shape [*batch, …] with [*batch] = "
                     f"{list(h.shape[:-1])} to match hidden {list(h.shape)}, got "
-                    f"{list(jnp.shape(leaf))}; pass what all rows share by keyword."
+                    f"{list(np.shape(leaf))}; pass what all rows share by keyword."
                 )
         return _run(self, h, w, bias, rowwise, shared)
 
@@ -110,7 +113,7 @@ class Chunked:
         """The loss of some rows."""
         made = self.loss(logits, *rowwise, **shared)
         rows, summed = logits.shape[:1], self.reduction == "sum"
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(made)]
+        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(made)]
         if any((shape if summed else shape[:1]) != rows for shape in shapes):
             raise ValueError(
                 f"chunked: loss must return one value per row, [rows] = {list(rows)}, got "
@@ -151,7 +154,7 @@ def walked(
     dtype = common(hidden.dtype, kernel.dtype)
     flat = (math.prod(batch),)
     h = hidden.astype(dtype).reshape(*flat, hidden.shape[-1])
-    rowwise = jax.tree.map(lambda x: jnp.reshape(x, flat + jnp.shape(x)[len(batch) :]), rowwise)
+    rowwise = jax.tree.map(lambda x: jnp.reshape(x, flat + np.shape(x)[len(batch) :]), rowwise)
     bias = None if bias is None else jnp.asarray(bias)
     # A Python number's dtype is the default one; the rules ask every leaf for its own.
     shared = jax.tree.map(jnp.asarray, shared)

@@ -1,7 +1,7 @@
 """Cross-entropy and row statistics of `hidden @ kernel + bias`, by the formulas of `dense`.
 
 Imports `chunked`, `_blocks`, `_options`, `_walk`, `dense`, `statistics`, `reductions`, `transforms`,
-`_labels`, `_rows`, `_numerics`, `_checks`.
+`_labels`, `_rows`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._labels import num_classes, settle
 from jsoftmax._numerics import accumulator, weighed
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import checked_temperature
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.dense import (
@@ -26,7 +27,7 @@ from jsoftmax.dense import (
     wanted_statistics,
 )
 from jsoftmax.linear._blocks import block_size, in_blocks, row_numbers
-from jsoftmax.linear._options import Dealt, checked_labels, checked_transform, counting
+from jsoftmax.linear._options import Dealt, checked_labels, checked_transform, counting, put_together
 from jsoftmax.linear._walk import common, without
 from jsoftmax.linear.chunked import check_chunks, check_product, walked
 from jsoftmax.reductions import check_reduction, row_shares
@@ -38,6 +39,7 @@ from jsoftmax.transforms import LogitTransform
 _FEW_ROWS, _SMALL_CHUNK = 512, 256
 
 
+@takes_arrays
 def linear_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,
@@ -159,6 +161,7 @@ def linear_cross_entropy(
     )
 
 
+@takes_arrays
 def linear_row_stats(
     hidden: ArrayLike,
     kernel: ArrayLike,
@@ -287,9 +290,13 @@ def _linear_cross_entropy(
         found = found if w is None else weighed(w, found)
         return found if reduction == "none" else jnp.sum(found)
 
+    transforms = options.treedef
+
     def loss(z: Array, rowwise: Any, shared: Any) -> Array:
         (row_options, w), (shared_options, numbers) = rowwise, shared
-        labels, where, temperature, transform = options.whole(row_options, shared_options, axis_name)
+        labels, where, temperature, transform = put_together(
+            transforms, row_options, shared_options, axis_name
+        )
         smoothing, z_loss, class_weights, ignore_index = numbers
         found = row_losses(
             z,
@@ -344,9 +351,13 @@ def _linear_row_stats(
         raw |= {"correct": raw["correct"] > 0} if "correct" in raw else {}
         return stats_of(raw, labels, num_classes(kernel, axis_name), empty, t, ignored, statistics)
 
+    transforms = options.treedef
+
     def stats(z: Array, rowwise: Any, shared: Any) -> RowStats:
         shared_options, ignore_index = shared
-        labels, where, temperature, transform = options.whole(rowwise, shared_options, axis_name)
+        labels, where, temperature, transform = put_together(
+            transforms, rowwise, shared_options, axis_name
+        )
         made = statistics_of_rows(
             z,
             labels,

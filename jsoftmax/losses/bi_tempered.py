@@ -3,7 +3,7 @@
 Its map is that of the entmax family at `α = 2 − t₂`, below 1 where the tail is heavy, and its loss the
 Bregman divergence of the family at `2 − t₁`: solver, rule and divergence are those.
 
-Imports `sparse`, `_fenchel_young`, `maps`, `_labels`, `_rows`, `_numerics`, `_checks`.
+Imports `sparse`, `_fenchel_young`, `maps`, `_labels`, `_rows`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._labels import are_indices, settle
 from jsoftmax._numerics import accumulator, nan_unless, row
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import for_rows, masked
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.losses._fenchel_young import divergence, targets
@@ -19,6 +20,7 @@ from jsoftmax.losses.sparse import checked_rows
 from jsoftmax.maps.entmax import empty_rows, entmax_of_rows
 
 
+@takes_arrays
 def bi_tempered_logistic_loss(
     logits: ArrayLike,
     labels: ArrayLike,

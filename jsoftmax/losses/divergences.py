@@ -1,6 +1,6 @@
 """Divergences between distributions given as (log-)probabilities, and the smoothing of labels.
 
-Imports `_rows`, `_numerics`, `_checks`.
+Imports `_rows`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import jax.numpy as jnp
@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._numerics import accumulator, nan_unless, scaled
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import classes_back, classes_last
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.losses._arrange import mask_rows, pair
 
 
+@takes_arrays
 def kl_divergence(
     log_predictions: ArrayLike,
     targets: ArrayLike,
@@ -53,6 +55,7 @@ def kl_divergence(
     return _kl(*pair("kl_divergence", names, (log_predictions, targets), axis, where))
 
 
+@takes_arrays
 def kl_divergence_with_log_targets(
     log_predictions: ArrayLike,
     log_targets: ArrayLike,
@@ -97,6 +100,7 @@ def kl_divergence_with_log_targets(
     return _kl_log(*pair(name, names, (log_predictions, log_targets), axis, where))
 
 
+@takes_arrays
 def generalized_kl_divergence(
     log_predictions: ArrayLike,
     targets: ArrayLike,
@@ -138,6 +142,7 @@ def generalized_kl_divergence(
     )
 
 
+@takes_arrays
 def smooth_labels(
     labels: ArrayLike,
     alpha: ArrayLike,

@@ -1,6 +1,6 @@
 """Losses of independent classes, each with its own sigmoid.
 
-Imports `autodiff`, `_walks`, `_numerics`, `_checks`.
+Imports `autodiff`, `_walks`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._numerics import accumulator, nan_unless, product, scaled, wide
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax._walks import apart
 from jsoftmax.autodiff import custom_vjp
@@ -72,6 +73,7 @@ def yes_cost(x: Array) -> Array:
 yes_cost.defvjp(lambda x: (yes_cost(x), x), lambda x, ct: (-ct * sigmoid(-x),))
 
 
+@takes_arrays
 def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     r"""Cross-entropy of a sigmoid, element by element.
 
@@ -107,6 +109,7 @@ def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     return _binary(x, y)
 
 
+@takes_arrays
 def multilabel_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -152,6 +155,7 @@ def multilabel_cross_entropy(
     return _multilabel(x, y, mask, pos_weight)
 
 
+@takes_arrays
 def sigmoid_focal_loss(
     logits: ArrayLike,
     labels: ArrayLike,

@@ -3,7 +3,7 @@
 All are formulas over the statistics of a row; only the losses that weigh every class on its own
 (poly, focal and generalized cross-entropy of soft labels) go through `log_softmax`.
 
-Imports `statistics`, `maps`, `_labels`, `_rows`, `_numerics`, `_checks`.
+Imports `statistics`, `maps`, `_labels`, `_rows`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._labels import are_indices, at_label, settle
-from jsoftmax._numerics import accumulator, nan_unless, scaled, widened
+from jsoftmax._numerics import accumulator, aligned, nan_unless, scaled, widened
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import all_masked, batch_of, classes_last
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.losses._arrange import mask_rows, pair
@@ -22,6 +23,7 @@ _SOFT = Reduction(frozenset({"nll"}), drop_masked_mass=True)
 _HARD = Reduction(frozenset({"nll"}))
 
 
+@takes_arrays
 def softmax_cross_entropy(
     logits: ArrayLike, labels: ArrayLike, axis: Axis | None = -1, where: ArrayLike | None = None
 ) -> Array:
@@ -61,6 +63,7 @@ def softmax_cross_entropy(
     return _soft("softmax_cross_entropy", logits, labels, axis, where)
 
 
+@takes_arrays
 def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     r"""`softmax_cross_entropy` over the last axis, under the name that optax gives its safe variant.
 
@@ -91,6 +94,7 @@ def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     return _soft("safe_softmax_cross_entropy", logits, labels, -1, None)
 
 
+@takes_arrays
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> Array:
@@ -139,6 +143,7 @@ def softmax_cross_entropy_with_integer_labels(
     return _nll(classes_last(z, axes), y, mask, _HARD)
 
 
+@takes_arrays
 def poly_loss_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -183,6 +188,7 @@ def poly_loss_cross_entropy(
     return _poly(z, y, mask, epsilon)
 
 
+@takes_arrays
 def softmax_focal_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -232,6 +238,7 @@ def softmax_focal_loss(
     return _focal(z, y, mask, gamma, alpha)
 
 
+@takes_arrays
 def generalized_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -338,8 +345,9 @@ def _focal(z: Array, y: Array, where: Array | None, gamma: ArrayLike, alpha: Arr
     faded = jnp.where((cost == 0) & (gamma > 0), 0, faded)
     if alpha is not None:
         weight = jnp.asarray(alpha, dtype)
-        indices = are_indices(y)
-        share = share * (at_label(weight, y) if indices and weight.ndim else weight)
+        if weight.ndim:
+            weight = at_label(weight, y) if are_indices(y) else aligned(weight, share)
+        share = share * weight
     return _sum_of(faded, share, y)
 
 

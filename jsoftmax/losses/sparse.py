@@ -1,6 +1,6 @@
 """Losses whose gradient is exactly 0 for classes that are far enough behind: the entmax family.
 
-Imports `maps`, `_fenchel_young`, `_arrange`, `_labels`, `_rows`, `_numerics`, `_checks`.
+Imports `maps`, `_fenchel_young`, `_arrange`, `_labels`, `_rows`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._labels import are_indices, at_label, comparable, first_largest, is_label, settle
 from jsoftmax._numerics import accumulator, nan_unless, row, scaled, wide, widened
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import batch_of, checked_temperature, classes_last, masked, row_temperature
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.losses._arrange import both, mask_rows, pair
@@ -34,6 +35,7 @@ class EntmaxStats(NamedTuple):
     margin: Array
 
 
+@takes_arrays
 def fenchel_young_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -91,6 +93,7 @@ def fenchel_young_loss(
     return _losses(*given, divergence=True)
 
 
+@takes_arrays
 def entmax_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -144,6 +147,7 @@ def entmax_loss(
     return _losses(*given, divergence=False)
 
 
+@takes_arrays
 def entmax_stats(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -191,6 +195,7 @@ def entmax_stats(
     return _stats(*given)
 
 
+@takes_arrays
 def multiclass_sparsemax_loss(scores: ArrayLike, labels: ArrayLike) -> Array:
     r"""Sparsemax loss of class indices: `fenchel_young_loss` for α = 2.
 
@@ -226,6 +231,7 @@ def multiclass_sparsemax_loss(scores: ArrayLike, labels: ArrayLike) -> Array:
     return _losses(*given, divergence=True)
 
 
+@takes_arrays
 def sparsemax_loss(logits: ArrayLike, labels: ArrayLike) -> Array:
     r"""Binary sparsemax loss, elementwise: 0 beyond a margin of 1.
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import gaps, is_sharded, row
+from jsoftmax._numerics import aligned, gaps, is_sharded, row
 from jsoftmax._typing import Array
 from jsoftmax._walks import maximum
 from jsoftmax.maps._threshold import Whole, lower_bound
@@ -50,7 +50,9 @@ def of_candidates(solve: Callable[..., Any], family: Whole, v: Array, temperatur
 
         def some(v: Array, temperature: Array | None, bound: Array, m: Array) -> Any:
             blocks = row(jax.lax.top_k(matters.astype(g.dtype), most)[1])
-            at = (blocks * size + jnp.arange(size)).reshape(*v.shape[:-1], most * size)
+            at = (blocks * size + aligned(jnp.arange(size, dtype=blocks.dtype), blocks)).reshape(
+                *v.shape[:-1], most * size
+            )
             scores = jnp.take_along_axis(v, at, axis=-1, mode="fill", fill_value=-jnp.inf)
             return solve(scores, temperature, bound, m)
 

@@ -2,7 +2,8 @@
 
 One rule for the whole family, softmax included: `J = diag(s) − s sᵀ/Σs`, `s = p^(2−α)`.
 
-Imports `softmax`, `_candidates`, `_threshold`, `autodiff`, `_rows`, `_walks`, `_numerics`, `_checks`.
+Imports `softmax`, `_candidates`, `_threshold`, `autodiff`, `_rows`, `_walks`, `_pytrees`, `_numerics`,
+`_checks`.
 """
 
 import functools
@@ -16,6 +17,7 @@ import numpy as np
 from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._numerics import accumulator, behind, gaps, has_whole_rows, nan_unless, row, wide
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import (
     all_masked,
     batch_of,
@@ -225,9 +227,8 @@ def row_alpha(alpha: ArrayLike, v: Array) -> Array:
 
 def empty_rows(where: Array | None, v: Array) -> Array | None:
     """Which rows have no class, `[*batch]`; nothing if all have."""
-    if where is None and v.shape[-1]:
-        return None
-    return jnp.broadcast_to(all_masked(where, v), v.shape[:-1])
+    empty = all_masked(where, v)
+    return None if empty is None else jnp.broadcast_to(empty, v.shape[:-1])
 
 
 def entmax_of_rows(
@@ -253,6 +254,7 @@ def _map(
     return classes_back(p, axis, x.shape).astype(x.dtype)
 
 
+@takes_arrays
 def entmax(
     x: ArrayLike,
     alpha: ArrayLike = 1.5,
@@ -313,6 +315,7 @@ def entmax(
     return _map(array, where, t, traced, axes, n)
 
 
+@takes_arrays
 def sparsemax(
     x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None, *, temperature: ArrayLike = 1.0
 ) -> Array:

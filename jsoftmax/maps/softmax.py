@@ -3,7 +3,7 @@
 Each has its own backward rule on rows with the classes last; the public functions bring an array
 into that form, and back.
 
-Imports `autodiff`, `_rows`, `_walks`, `_numerics`, `_checks`.
+Imports `autodiff`, `_rows`, `_walks`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import functools
@@ -27,6 +27,7 @@ from jsoftmax._numerics import (
     shift,
     wide,
 )
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import (
     all_masked,
     batch_of,
@@ -76,7 +77,7 @@ def _fusible(v: Array) -> bool:
     return isinstance(v.size, int) and v.size >= _SMALL and v.shape[-1] <= _LONG and has_whole_rows(v)
 
 
-def _softmax_fwd(v: Array, temperature: Array | None, empty: Array) -> tuple[Array, Any]:
+def _softmax_fwd(v: Array, temperature: Array | None, empty: Array | None) -> tuple[Array, Any]:
     p = _softmax(v, temperature, empty)
     return p, (jnp.zeros((), v.dtype) if temperature is None else v, temperature, p)
 
@@ -96,14 +97,16 @@ _softmax.defvjp(_softmax_fwd, _softmax_bwd)
 
 
 @custom_vjp
-def _log_softmax(v: Array, temperature: Array | None, empty: Array) -> tuple[Array, Array, Array]:
+def _log_softmax(
+    v: Array, temperature: Array | None, empty: Array | None
+) -> tuple[Array, Array, Array]:
     m = maximum(v)
     c = shift(m, v.shape[-1], temperature)
-    rest, m = rest_of(lambda: v, m, c, temperature, empty)
+    rest, m = rest_of(lambda: v, m, c, temperature, False if empty is None else empty)
     return gaps(v, m, temperature) - row(jnp.log1p(rest)), m, rest
 
 
-def _log_softmax_fwd(v: Array, temperature: Array | None, empty: Array) -> tuple[Any, Any]:
+def _log_softmax_fwd(v: Array, temperature: Array | None, empty: Array | None) -> tuple[Any, Any]:
     out = _log_softmax(v, temperature, empty)
     return out, (v, temperature, out[1], out[2])
 
@@ -127,16 +130,17 @@ _log_softmax.defvjp(_log_softmax_fwd, _log_softmax_bwd)
 
 
 @functools.partial(custom_vjp, nondiff_argnums=(2,))
-def _logsumexp(v: Array, empty: Array, kept: bool = False) -> tuple[Array, Array, Array]:
+def _logsumexp(v: Array, empty: Array | None, kept: bool = False) -> tuple[Array, Array, Array]:
     m = maximum(v)
     c = shift(m, v.shape[-1])
     # Beside a maximum of 1 or more, the last digits of the rest do not show.
-    rest, top = rest_of(lambda: v, m, c, None, empty, kept=kept, matters=jnp.abs(m) < 1)
+    none = False if empty is None else empty
+    rest, top = rest_of(lambda: v, m, c, None, none, kept=kept, matters=jnp.abs(m) < 1)
     finite = jnp.abs(top) < jnp.inf
     return jnp.where(finite, top + jnp.log1p(jnp.where(finite, rest, 0)), top), m, rest
 
 
-def _logsumexp_fwd(v: Array, empty: Array, kept: bool) -> tuple[Any, Any]:
+def _logsumexp_fwd(v: Array, empty: Array | None, kept: bool) -> tuple[Any, Any]:
     del kept
     out = _logsumexp(v, empty, True)
     return out, (v, out[1], jnp.where(out[0] == -jnp.inf, 0, out[2]))
@@ -177,6 +181,7 @@ def _reduced(x: Array, where: Array | None, axis: Any, keepdims: bool) -> Array:
     return jnp.expand_dims(out, axis) if keepdims else out
 
 
+@takes_arrays
 def softmax(
     x: ArrayLike,
     axis: Axis = -1,
@@ -223,6 +228,7 @@ def softmax(
     return _map(array, where, t, axes, False)
 
 
+@takes_arrays
 def log_softmax(
     x: ArrayLike,
     axis: Axis = -1,
@@ -266,6 +272,7 @@ def log_softmax(
     return _map(array, where, t, axes, True)
 
 
+@takes_arrays
 def logsumexp(
     x: ArrayLike, axis: Axis | None = -1, where: ArrayLike | None = None, keepdims: bool = False
 ) -> Array:

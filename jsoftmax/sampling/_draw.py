@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jsoftmax._numerics import by_rows, exponentials, row, shift, wide
+from jsoftmax._numerics import aligned, by_rows, exponentials, row, shift, wide
 from jsoftmax._typing import Array
 from jsoftmax._walks import apart, careful_if, defined, maximum
 
@@ -55,7 +55,7 @@ def _drawn(v: Array, key: Array, temperature: Array | None, *, shape: tuple[int,
     at = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32).reshape(batch), shape)
     # The last block ends with the classes; what it shares with the one before is left out.
     first = jnp.minimum(block * size, classes - size)
-    ids = row(first) + jnp.arange(size, dtype=jnp.int32)
+    ids = row(first) + aligned(jnp.arange(size, dtype=jnp.int32), row(first))
 
     def of(x: Array, *index: Array) -> Array:
         return x.reshape(rows, *x.shape[len(batch) :]).at[index].get(mode="promise_in_bounds")
@@ -101,8 +101,9 @@ def _block_sums(x: Array, size: int) -> Array:
 def _pick(key: Array, weights: Array, shape: tuple[int, ...]) -> Array:
     """Places of the last axis, each drawn in proportion to its weight; one of weight 0 is never."""
     below = whole(weights)
-    dart = _share_of(below[..., -1], jax.random.bits(key, shape, jnp.uint32))
-    found = jnp.sum(row(dart) >= below, axis=-1, dtype=jnp.int32)
+    bits = jax.random.bits(key, shape, jnp.uint32)
+    dart = row(_share_of(aligned(below[..., -1], bits), bits))
+    found = jnp.sum(dart >= aligned(below, dart), axis=-1, dtype=jnp.int32)
     return jnp.minimum(found, weights.shape[-1] - 1)
 
 

@@ -1,6 +1,6 @@
 """Class ids drawn from logits: the whole softmax, or what temperature and truncation leave of it.
 
-Imports `_draw`, `_threshold`, `_noise`, `_rows`, `_numerics`, `_checks`.
+Imports `_draw`, `_threshold`, `_noise`, `_rows`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import functools
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._numerics import accumulator, by_rows, widened
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import batch_of, checked_temperature, row_temperature, rows_of
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
 from jsoftmax.sampling._draw import drawn
@@ -20,6 +21,7 @@ from jsoftmax.sampling._noise import checked
 from jsoftmax.sampling._threshold import restricted
 
 
+@takes_arrays
 def categorical(
     key: ArrayLike,
     logits: ArrayLike,
@@ -97,6 +99,7 @@ def _categorical(key: Array, x: Array, where: Array | None, axis: Any, shape: Sh
     return drawn(key, rows_of(x, where, axis)[0], None, shape)
 
 
+@takes_arrays
 def sample(
     key: ArrayLike,
     logits: ArrayLike,

@@ -4,7 +4,7 @@ Each returns `D`, the one-hot vector of a draw from `softmax(z)`, and what a fun
 has as its gradient in `z` an estimate of :math:`\nabla E f(D)`: biased, but of far less variance than
 the score function's. The temperature shapes the estimate only: no gradient goes into it.
 
-Imports `_draw`, `_noise`, `maps`, `_rows`, `_checks`.
+Imports `_draw`, `_noise`, `maps`, `_labels`, `_rows`, `_pytrees`, `_checks`.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,9 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._compiled import compiled
+from jsoftmax._labels import class_ids
 from jsoftmax._numerics import accumulator, row, wide
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import batch_of, checked_temperature, classes_back, rows_of
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.maps import softmax
@@ -23,6 +25,7 @@ from jsoftmax.sampling._draw import drawn
 from jsoftmax.sampling._noise import checked, exponential, in_place_of, moving
 
 
+@takes_arrays
 def straight_through(
     key: ArrayLike,
     logits: ArrayLike,
@@ -71,6 +74,7 @@ def straight_through(
     return _estimate("straight_through", _straight_through, key, logits, temperature, axis, where)
 
 
+@takes_arrays
 def rao_blackwell_gumbel_softmax(
     key: ArrayLike,
     logits: ArrayLike,
@@ -129,6 +133,7 @@ def rao_blackwell_gumbel_softmax(
     return _estimate(name, _rao_blackwell, key, logits, temperature, axis, where, int(num_samples))
 
 
+@takes_arrays
 def reinmax(
     key: ArrayLike,
     logits: ArrayLike,
@@ -210,7 +215,7 @@ def _sampled(
     v, allowed = rows_of(x, where, axis)
     keys = jax.random.split(key)
     chosen = drawn(keys[0], v, None, v.shape[:-1])
-    one = jnp.arange(v.shape[-1], dtype=jnp.int32) == row(chosen)
+    one = class_ids(v, None) == row(chosen)
     t = jnp.broadcast_to(jnp.asarray(temperature, accumulator(v.dtype)), v.shape[:-1])
     y = soft(keys[1], v, allowed, jax.lax.stop_gradient(t), one, num_samples)
     return classes_back(in_place_of(y, one.astype(y.dtype)), axis, x.shape).astype(x.dtype)
@@ -242,10 +247,10 @@ def _rao_blackwell(
     noise = exponential(key, shape, p.dtype)
     first = row(jnp.sum(jnp.where(one, noise, 0), axis=-1))
     # Clocks that run out after rates p: the drawn one's first, the others' as much later as ever.
-    scores = -jnp.log(jnp.where(one, noise, noise / p + first))
+    scores = -jnp.log(jnp.where(one, noise, noise / p[None] + first))
     given = None if allowed is None else jnp.broadcast_to(allowed, shape)
     t = jnp.broadcast_to(temperature, shape[:-1])
-    return jnp.mean(softmax(scores + moving(v), where=given, temperature=t), axis=0)
+    return jnp.mean(softmax(scores + moving(v)[None], where=given, temperature=t), axis=0)
 
 
 Soft = Callable[[Array, Array, Array | None, Array, Array, int], Array]

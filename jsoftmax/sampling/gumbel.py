@@ -1,6 +1,6 @@
 """Gumbel noise on the scores: soft samples that have a gradient, and draws without replacement.
 
-Imports `_noise`, `maps`, `_rows`, `_checks`.
+Imports `_noise`, `maps`, `_labels`, `_rows`, `_pytrees`, `_checks`.
 """
 
 import math
@@ -11,13 +11,16 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._compiled import compiled
+from jsoftmax._labels import class_ids
 from jsoftmax._numerics import by_rows, row
+from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import batch_of, checked_temperature, classes_back, rows_of
 from jsoftmax._typing import Array, ArrayLike, Axis
 from jsoftmax.maps import softmax
 from jsoftmax.sampling._noise import checked, in_place_of, perturbed
 
 
+@takes_arrays
 def gumbel_softmax(
     key: ArrayLike,
     logits: ArrayLike,
@@ -84,12 +87,13 @@ def _gumbel_softmax(
     scores = perturbed(key, v)
     y = softmax(scores, where=allowed, temperature=temperature)
     if hard:
-        one = jnp.arange(v.shape[-1]) == row(jnp.argmax(scores, axis=-1))
+        one = class_ids(v, None) == row(jnp.argmax(scores, axis=-1).astype(jnp.int32))
         one = one if allowed is None else one & allowed
         y = in_place_of(y, one.astype(y.dtype))
     return classes_back(y, axis, x.shape).astype(x.dtype)
 
 
+@takes_arrays
 def gumbel_top_k(
     key: ArrayLike,
     logits: ArrayLike,
