@@ -24,17 +24,19 @@ def compiled(*static: str) -> Callable[[Function], Function]:
 
     def decorate(function: Function) -> Function:
         by_itself = jax.jit(function, static_argnames=static)
-        signature = inspect.signature(function)
+        names = list(inspect.signature(function).parameters)
+        places = [names.index(name) for name in static if name in names]
+
+        def arrays(x: Any) -> Any:
+            return jax.tree.map(jnp.asarray, x)
 
         @functools.wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             if not _is_staged(args, kwargs):
                 return by_itself(*args, **kwargs)
-            bound = signature.bind(*args, **kwargs)
-            for name, x in bound.arguments.items():
-                if name not in static:
-                    bound.arguments[name] = jax.tree.map(jnp.asarray, x)
-            return function(*bound.args, **bound.kwargs)
+            given = (x if i in places else arrays(x) for i, x in enumerate(args))
+            named = {name: x if name in static else arrays(x) for name, x in kwargs.items()}
+            return function(*given, **named)
 
         return cast(Function, wrapped)
 

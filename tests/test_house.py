@@ -27,6 +27,8 @@ LAYERS = {
     "_checks": 0,
     "_typing": 0,
     "_pytrees": 0,
+    "_compiled": 0,
+    "_recomputed": 0,
     "autodiff": 1,
     "maps": 3,
     "transforms": 2,

@@ -3,6 +3,8 @@
 Those are right where jax differentiates the map's body, not its rule.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,3 +81,27 @@ def test_float64_of_a_traced_alpha(alpha: float) -> None:
         for i in range(row.size):
             moved = [loss(row.at[i].add(sign * step), a) for sign in (1, -1)]
             np.testing.assert_allclose(slope[0][i], (moved[0] - moved[1]) / (2 * step), atol=1e-8)
+
+
+@pytest.mark.parametrize("alpha", [2.5, 4.0])
+def test_derivatives_of_a_large_alpha_without_the_rule(alpha: float):
+    """As JAX takes them inside `scan`; they were silently wrong from the second order on."""
+    with jax.enable_x64(True):
+        z = jnp.array([0.13, -0.13, 0.64, 0.1]) / alpha
+        t, w = jnp.array([0.9, -1.3, 0.4, 0.5]), jnp.array([1.0, 2.0, -0.5, 0.7])
+
+        def loss(z: Any) -> Any:
+            return jnp.vdot(entmax(z, jnp.asarray(alpha)), w)
+
+        def in_scan(z: Any) -> Any:
+            return jax.lax.scan(lambda s, _: (s + loss(z), None), 0.0, None, length=1)[0]
+
+        def slope(f: Any) -> Any:
+            return lambda z: jnp.vdot(jax.grad(f)(z), t)
+
+        by_rule, without = slope(loss), slope(in_scan)
+        for _ in range(2):
+            expected, got = (jax.jit(jax.grad(f))(z) for f in (by_rule, without))
+            assert float(jnp.max(jnp.abs(expected))) > 0.1
+            np.testing.assert_allclose(got, expected, rtol=1e-6)
+            by_rule, without = slope(by_rule), slope(without)
