@@ -50,7 +50,7 @@ _MANY = 1 << 23
 
 def maximum(x: Array, axis_name: str | None = None) -> Array:
     """The largest score of each row, over the whole mesh axis that shards the classes, constant."""
-    m = wide(jnp.max(jax.lax.stop_gradient(x), axis=-1, initial=-jnp.inf))
+    m = wide(jax.lax.stop_gradient(x).max(axis=-1, initial=-jnp.inf))
     return m if axis_name is None else jax.lax.pmax(m, axis_name)
 
 

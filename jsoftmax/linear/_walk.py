@@ -25,14 +25,14 @@ from jsoftmax._recomputed import recomputed
 from jsoftmax._typing import Array
 from jsoftmax.autodiff import custom_vjp, scan_forgetting
 
-# A chunk is a quarter of the rows up to that many, an eighth where they are more, but no fewer rows
-# than the second, or than make so many logits: each chunk reads the kernel twice, and its gradient
-# too, and fewer rows would spend more time on that than on the products.
+# A chunk is a quarter of the rows (of 16 bits a fifth) up to that many, an eighth where they are more,
+# but no fewer rows than the second, or than make so many logits: each chunk reads the kernel twice, and
+# its gradient too, and fewer rows would spend more time on that than on the products.
 _ROWS, _LEAST, _LOGITS = 512, 128, 1 << 22
 
 # The first of so few chunks goes ahead of the loop and starts the sums: to write zeros and to add to
 # them would take a part of the time. Of more, a TPU would spend the memory of one more chunk on it.
-_AHEAD = 4
+_AHEAD = 5
 
 # The columns of a kernel's gradient that a CPU adds to at a time.
 _BLOCK = 2048
@@ -352,7 +352,9 @@ def number_of_chunks(hidden: Array, classes: int, chunk_size: int | None) -> int
         shards *= sharding.mesh.shape[axis]
     size = chunk_size
     if size is None:
-        size = max(min(_ROWS, -(-n // 4)), -(-n // 8), _LEAST, _LOGITS // max(classes, 1))
+        # Of 16 bits, a chunk has its gradient beside its logits, which have 32.
+        part = 4 if hidden.dtype.itemsize > 2 else 5
+        size = max(min(_ROWS, -(-n // part)), -(-n // 8), _LEAST, _LOGITS // max(classes, 1))
     local, wanted = n // shards, -(-n // size)
     # Rows that lie on several devices are dealt evenly or not at all.
     return wanted if shards == 1 else local // _divisor(local, max(1, size // shards))

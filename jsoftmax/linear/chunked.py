@@ -44,10 +44,10 @@ def chunked(
         reduction: "none" gives what the loss gives, `[*batch]`; its gradient makes the logits again.
             "sum" adds all rows up, the loss being one array; its gradient is made together with the
             value, in three matrix products in place of four.
-        chunk_size: The rows of a chunk at most. By default a quarter of them up to 512, an eighth of
-            more than 4096, but no fewer than 128, or than make 2²² logits: a smaller chunk needs less
-            memory, and the more time for reading the kernel and adding up its gradient. A symbolic
-            number of rows is one chunk.
+        chunk_size: The rows of a chunk at most. By default a quarter of them (of 16 bits a fifth) up to
+            512, an eighth of more than 4096, but no fewer than 128, or than make 2²² logits: a smaller
+            chunk needs less memory, and the more time for reading the kernel and adding up its
+            gradient. A symbolic number of rows is one chunk.
         accum_dtype: The dtype in which the gradients of the kernel and of other shared arguments are
             summed over the chunks; float32 or wider by default.
 

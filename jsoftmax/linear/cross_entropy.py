@@ -93,13 +93,13 @@ def linear_cross_entropy(
         reduction: "mean", "sum" (`Σ w ℓ`) or "none" (`w ℓ`, `[*batch]`).
         denominator: What a mean is divided by, a scalar, in place of the sum of the weights of the
             rows that count.
-        chunk_size: The rows of a chunk at most; by default a quarter of them up to 512, an eighth of
-            more than 4096, and no fewer than 128, or than make 2²² logits. For "none" the classes of a
-            block, by default a 128th of them, and no fewer than 256, or than make 2¹⁸ logits. With a
-            kernel of 16 bits, chunks of fewer than 256 rows, and by default 512 rows or fewer, are
-            walked over in blocks of classes too, with no more logits; so is a number of rows that is a
-            symbol, unless this or `accum_dtype` is given. With a teacher, and on a mesh left to the
-            compiler or sharded explicitly, all walk over rows.
+        chunk_size: The rows of a chunk at most; by default a quarter of them (of 16 bits a fifth) up to
+            512, an eighth of more than 4096, and no fewer than 128, or than make 2²² logits. For "none"
+            the classes of a block, by default a 128th of them, and no fewer than 256, or than make 2¹⁸
+            logits. With a kernel of 16 bits, chunks of fewer than 256 rows, and by default 512 rows or
+            fewer, are walked over in blocks of classes too, with no more logits; so is a number of rows
+            that is a symbol, unless this or `accum_dtype` is given. With a teacher, and on a mesh left
+            to the compiler or sharded explicitly, all walk over rows.
         accum_dtype: The dtype in which the gradients of `kernel` and `bias` are summed over chunks of
             rows; float32 or wider by default.
         axis_name: The mesh axis that shards the classes inside `shard_map`: `kernel`, `bias`,
