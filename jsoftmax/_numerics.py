@@ -109,6 +109,22 @@ def by_rows(
     return wrapped
 
 
+def repeated(going: Callable[[Any], Array], step: Callable[[Any], Any], start: Any, most: Any) -> Any:
+    """`step` from `start` on while `going`, `most` times at most: the package's one loop with a condition.
+
+    A condition on floats alone has bits for which it never fails, such as those of a NaN with its sign
+    set, which integers order below −inf.
+    """
+
+    def unfinished(carry: Any) -> Array:
+        return (carry[0] < most) & going(carry[1])
+
+    def onward(carry: Any) -> Any:
+        return carry[0] + 1, step(carry[1])
+
+    return jax.lax.while_loop(unfinished, onward, (jnp.zeros((), jnp.int32), start))[1]
+
+
 def row(x: Array) -> Array:
     """Gives a per-row array its class axis back."""
     return x[..., None]
