@@ -27,7 +27,7 @@ from jsoftmax.statistics import (
     reduce,
     scores,
 )
-from jsoftmax.transforms import LogitTransform, Softcap, chain, check_transform
+from jsoftmax.transforms import Chain, LogitTransform, Softcap, Temperature, chain, check_transform
 
 
 def cross_entropy(
@@ -100,6 +100,7 @@ def cross_entropy(
     logits, labels, axes, ignore_index = _checked(name, logits, labels, axis, where, ignore_index)
     transform = joined_transforms(name, transform, softcap)
     batch = batch_of(logits.shape, axes)
+    transform, t = with_last_temperature(name, transform, temperature, batch)
     smoothing, z_coefficient = loss_numbers(name, label_smoothing, z_loss)
     if class_weights is not None:
         shape = (*batch, _classes(logits.shape, axes))
@@ -108,7 +109,7 @@ def cross_entropy(
         logits,
         labels,
         where,
-        checked_temperature(name, temperature, batch),
+        t,
         transform,
         smoothing,
         z_coefficient,
@@ -173,11 +174,13 @@ def row_stats(
     name = "row_stats"
     logits, labels, axes, ignore_index = _checked(name, logits, labels, axis, where, ignore_index)
     transform = joined_transforms(name, transform, softcap)
+    batch = batch_of(logits.shape, axes)
+    transform, t = with_last_temperature(name, transform, temperature, batch)
     return statistics_of_rows(
         logits,
         labels,
         where,
-        checked_temperature(name, temperature, batch_of(logits.shape, axes)),
+        t,
         transform,
         ignore_index,
         axis=axes,
@@ -374,3 +377,20 @@ def joined_transforms(
     _checks.scalar(name, "softcap", softcap)
     cap = Softcap(softcap)
     return cap if transform is None else chain(transform, cap)
+
+
+def with_last_temperature(
+    name: str, transform: LogitTransform | None, temperature: ArrayLike, batch: Shape
+) -> tuple[LogitTransform | None, ArrayLike | None]:
+    """The transform, and the temperature, checked; `None` for what changes nothing.
+
+    A `Temperature` that nothing follows comes as the option, which has its limit at 0.
+    """
+    t = checked_temperature(name, temperature, batch)
+    parts = () if transform is None else (transform,)
+    parts = transform.transforms if isinstance(transform, Chain) else parts
+    last = parts[-1] if parts else None
+    if t is not None or not isinstance(last, Temperature) or type(last) is not Temperature:
+        return transform, t
+    _checks.per_row("Temperature", "value", last.value, batch)
+    return chain(*parts[:-1]) if len(parts) > 1 else None, last.value

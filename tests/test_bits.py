@@ -50,7 +50,7 @@ def rows(dtype: Any, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     known, unknown = numbers(dtype), nans(dtype)
     is_nan = np.arange(len(known) + len(unknown)) >= len(known)
     values = np.concatenate([known.astype(np.float64), np.zeros(len(unknown))])
-    return paired(np.concatenate([known, unknown])), paired(is_nan).any(axis=1), paired(values)
+    return paired(np.concatenate([known, unknown])), np.any(paired(is_nan), 1), paired(values)
 
 
 SAMPLERS: dict[str, Callable[[Any], jax.Array]] = {

@@ -123,7 +123,9 @@ DECODERS: dict[str, Decoder] = {
         None,
         hierarchical.sample(KEY, h, k, t, node_bias=b, num_samples=7).T,
     ),
-    "greedy": lambda h, k, t, b: tuple(x[:, None] for x in hierarchical.greedy(h, k, t, node_bias=b)),
+    "greedy": lambda h, k, t, b: jax.tree.map(
+        lambda x: x[:, None], tuple(hierarchical.greedy(h, k, t, node_bias=b))
+    ),
     "top_k": lambda h, k, t, b: hierarchical.top_k(h, k, t, 3, node_bias=b)[:2],
     "top_k, exact": lambda h, k, t, b: hierarchical.top_k(h, k, t, 3, node_bias=b, exact=True)[:2],
 }

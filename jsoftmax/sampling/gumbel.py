@@ -83,7 +83,7 @@ def _gumbel_softmax(
     v, allowed = rows_of(x, where, axis)
     scores = perturbed(key, v)
     y = softmax(scores, where=allowed, temperature=temperature)
-    if hard:
+    if hard and v.shape[-1]:
         one = jnp.arange(v.shape[-1]) == row(jnp.argmax(scores, axis=-1))
         one = one if allowed is None else one & allowed
         y = in_place_of(y, one.astype(y.dtype))
