@@ -65,8 +65,11 @@ def floating_dtype(function: str, name: str, x: Any, remedy: str) -> None:
         raise TypeError(f"{function}: {name} must be a floating dtype, got {got}; {remedy}")
 
 
-def axes(function: str, axis: Axis | None, ndim: int) -> tuple[int, ...]:
-    """The class axes as non-negative numbers in the order given; `None` means all."""
+def axes(function: str, axis: Axis | None, ndim: int, none: bool = False) -> tuple[int, ...]:
+    """The class axes as non-negative numbers in the order given; `None` means all.
+
+    If `none`, there may be none, and every number is a row of one class; as where all of none are.
+    """
     given = range(ndim) if axis is None else axis if isinstance(axis, tuple | list) else [axis]
     found = []
     for a in given:
@@ -81,7 +84,12 @@ def axes(function: str, axis: Axis | None, ndim: int) -> tuple[int, ...]:
                 f"got {a}; count from 0, or from −1 backwards."
             )
         found.append(int(a) % ndim)
-    if not found or len(set(found)) != len(found):
+    if not found and axis is not None and not none:
+        raise ValueError(
+            f"{function}: axis must name at least one class axis, got {axis!r}; name those that hold "
+            "the classes."
+        )
+    if len(set(found)) != len(found):
         raise ValueError(
             f"{function}: axis must name each class axis once, got {axis!r}; remove repeats."
         )
@@ -217,11 +225,17 @@ def callback(function: str, name: str, x: Any, of: str) -> None:
 
 
 def number(function: str, name: str, x: Any, holds: Callable[[Any], bool], rule: str) -> None:
-    """Refuses a concrete Python or NumPy number out of range; arrays of JAX are left to NaN."""
+    """Refuses a number of Python or NumPy out of range; arrays of JAX are left to NaN."""
+    x = known_number(x)
     if isinstance(x, bool | str | complex | np.complexfloating):
         raise TypeError(f"{function}: {name} must be a real number, got {x!r}; pass a float.")
     if isinstance(x, int | float | np.number) and not holds(x):
         raise ValueError(f"{function}: {name} must be {rule}, got {x}; choose a value in range.")
+
+
+def known_number(x: Any) -> Any:
+    """The number that an array of NumPy without axes holds; anything else as it is."""
+    return x[()] if isinstance(x, np.ndarray) and x.shape == () else x
 
 
 def class_vector(function: str, name: str, x: Any, logits: Shape, scalar: bool = False) -> None:
@@ -317,8 +331,8 @@ def one_of(function: str, name: str, x: Any, known: Sequence[str]) -> None:
 
 
 def unless_neutral(x: Any, neutral: float) -> Any:
-    """`None` for a Python number that changes nothing, so that its code is not even traced."""
-    return None if isinstance(x, int | float) and x == neutral else x
+    """`None` for a known number that changes nothing, so that its code is not even traced."""
+    return None if isinstance(known_number(x), int | float | np.number) and x == neutral else x
 
 
 def array(function: str, name: str, x: Any) -> Array:

@@ -109,6 +109,22 @@ def by_rows(
     return wrapped
 
 
+def repeated(going: Callable[[Any], Array], step: Callable[[Any], Any], start: Any, most: Any) -> Any:
+    """`step` from `start` on while `going`, `most` times at most: the one loop here with a condition.
+
+    A condition on floats alone has bits for which it never fails, such as those of a NaN with its sign
+    set, which integers order below −inf.
+    """
+
+    def unfinished(carry: Any) -> Array:
+        return (carry[0] < most) & going(carry[1])
+
+    def onward(carry: Any) -> Any:
+        return carry[0] + 1, step(carry[1])
+
+    return jax.lax.while_loop(unfinished, onward, (jnp.zeros((), jnp.int32), start))[1]
+
+
 def row(x: Array) -> Array:
     """Gives a per-row array its class axis back."""
     return x[..., None]
@@ -124,7 +140,33 @@ def aligned(x: Array, like: Array) -> Array:
 
 def safe_temperature(temperature: Array) -> Array:
     """The temperature to divide by: never zero, NaN where it is negative."""
-    return jnp.maximum(temperature, _COLDEST) * nan_unless(temperature >= 0, temperature.dtype)
+    # A selection, so that no derivative in a temperature of 0 is 0 · inf.
+    cold = (temperature >= 0) & (temperature <= _COLDEST)
+    warm = jnp.where(cold, _COLDEST, temperature)
+    return warm * nan_unless(temperature >= 0, temperature.dtype)
+
+
+def is_cold(temperature: Array) -> Array:
+    """Where a temperature that is safe to divide by stands for its limit 0."""
+    return temperature <= _COLDEST
+
+
+def per_degree(x: Array, temperature: Array) -> Array:
+    """`x / T` for a derivative: 0 at `T = 0`, where what it is of is constant almost everywhere."""
+    cold = is_cold(temperature)
+    return jnp.where(cold, 0, x / jnp.where(cold, 1, temperature))
+
+
+def over_temperature(x: Array, temperature: Array) -> Array:
+    """`x / T` for a number per row, ±inf at `T = 0`; there 0 stays 0."""
+    cold = is_cold(temperature)
+    limit = jnp.where(x == 0, 0, jnp.where(jnp.isnan(x), x, jnp.where(x > 0, jnp.inf, -jnp.inf)))
+    return jnp.where(cold, jax.lax.stop_gradient(limit), x / jnp.where(cold, 1, temperature))
+
+
+def warmed(temperature: Array) -> Array:
+    """The temperature, or one next to 0 at which all gaps are finite, so that they can be summed."""
+    return jnp.maximum(temperature, 2 * _COLDEST)
 
 
 def nan_unless(valid: Array, dtype: jnp.dtype) -> Array:
@@ -261,12 +303,13 @@ def gaps(v: Array, m: Array, temperature: Array | None = None) -> Array:
     """`(v - m)/T`, −inf for a class without a chance.
 
     Those are infinitely far below the maximum: −inf, or finite beside +inf, or so far that the gap
-    overflows.
+    overflows, or anywhere below it at a temperature of 0.
     """
     gap = jnp.where(v == jnp.inf, 0, wide(v) - row(jnp.where(m == -jnp.inf, 0, m)))
     if temperature is None:
         return gap
-    hopeless, lowest = gap == -jnp.inf, -jnp.finfo(gap.dtype).max
+    hopeless = (gap == -jnp.inf) | (is_cold(temperature) & (gap < 0))
+    lowest = -jnp.finfo(gap.dtype).max
     return jnp.where(hopeless, -jnp.inf, jnp.maximum(jnp.where(hopeless, 0, gap) / temperature, lowest))
 
 
@@ -287,7 +330,7 @@ def gap_at(v_at: Array, m: Array, temperature: Array | None = None) -> Array:
     finite = jnp.abs(m) < jnp.inf
     gap = jnp.where(finite, v_at, 0) - jnp.where(finite, m, 0)
     if temperature is not None:
-        possible = gap > -jnp.inf
+        possible = (gap > -jnp.inf) & ~(is_cold(temperature) & (gap < 0))
         gap = jnp.where(possible, jnp.where(possible, gap, 0) / temperature, -jnp.inf)
     return jnp.where(v_at == m, jnp.where(finite, gap, 0), jnp.where(m == jnp.inf, -jnp.inf, gap))
 

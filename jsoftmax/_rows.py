@@ -16,7 +16,10 @@ from jsoftmax._walks import total
 
 
 def classes_last(x: Array, axis: tuple[int, ...]) -> Array:
-    """Moves the class axes to the end, in their order, and joins them into one; 8 bits are widened."""
+    """Moves the class axes to the end, in their order, and joins them into one, of size 1 for none.
+
+    Floats of fewer than 16 bits are widened.
+    """
     x = without_tiny_dtypes(x)
     batch = [a for a in range(x.ndim) if a not in axis]
     if (*batch, *axis) != tuple(range(x.ndim)):
@@ -30,7 +33,7 @@ def classes_back(x: Array, axis: tuple[int, ...], shape: tuple[int, ...]) -> Arr
     """Undoes `classes_last` for an array of the given original shape."""
     batch = [a for a in range(len(shape)) if a not in axis]
     order = (*batch, *axis)
-    if len(axis) > 1:
+    if len(axis) != 1:
         x = x.reshape([shape[a] for a in order])
     if order == tuple(range(len(shape))):
         return x
@@ -73,13 +76,13 @@ def for_rows(x: ArrayLike, v: Array) -> Array:
 
 
 def checked(
-    function: str, x: ArrayLike, axis: Axis | None, where: ArrayLike | None
+    function: str, x: ArrayLike, axis: Axis | None, where: ArrayLike | None, none: bool = False
 ) -> tuple[Array, tuple[int, ...]]:
-    """The array and the class axes of a map, its arguments checked."""
+    """The array and the class axes of a map, its arguments checked; `none` as in `_checks.axes`."""
     array = _checks.array(function, "x", x)
     _checks.floating(function, "x", array)
     _checks.mask(function, array.shape, where, "x")
-    return array, _checks.axes(function, axis, array.ndim)
+    return array, _checks.axes(function, axis, array.ndim, none)
 
 
 def batch_of(shape: Shape, axes: tuple[int, ...]) -> Shape:

@@ -28,7 +28,15 @@ from jsoftmax.statistics import (
     reduce,
     scores,
 )
-from jsoftmax.transforms import LogitTransform, Softcap, chain, check_numbers, check_transform
+from jsoftmax.transforms import (
+    Chain,
+    LogitTransform,
+    Softcap,
+    Temperature,
+    chain,
+    check_numbers,
+    check_transform,
+)
 
 
 @takes_arrays
@@ -102,6 +110,7 @@ def cross_entropy(
     logits, labels, axes, ignore_index = _checked(name, logits, labels, axis, where, ignore_index)
     batch, classes = batch_of(logits.shape, axes), _classes(logits.shape, axes)
     transform = joined_transforms(name, transform, softcap, (*batch, classes))
+    transform, t = with_last_temperature(name, transform, temperature, batch)
     smoothing, z_coefficient = loss_numbers(name, label_smoothing, z_loss)
     if class_weights is not None:
         _checks.class_vector(name, "class_weights", class_weights, (*batch, classes))
@@ -109,7 +118,7 @@ def cross_entropy(
         logits,
         labels,
         where,
-        checked_temperature(name, temperature, batch),
+        t,
         transform,
         smoothing,
         z_coefficient,
@@ -176,11 +185,12 @@ def row_stats(
     logits, labels, axes, ignore_index = _checked(name, logits, labels, axis, where, ignore_index)
     batch, classes = batch_of(logits.shape, axes), _classes(logits.shape, axes)
     transform = joined_transforms(name, transform, softcap, (*batch, classes))
+    transform, t = with_last_temperature(name, transform, temperature, batch)
     return statistics_of_rows(
         logits,
         labels,
         where,
-        checked_temperature(name, temperature, batch),
+        t,
         transform,
         ignore_index,
         axis=axes,
@@ -379,3 +389,20 @@ def joined_transforms(
     _checks.scalar(name, "softcap", softcap)
     cap = Softcap(softcap)
     return cap if transform is None else chain(transform, cap)
+
+
+def with_last_temperature(
+    name: str, transform: LogitTransform | None, temperature: ArrayLike, batch: Shape
+) -> tuple[LogitTransform | None, ArrayLike | None]:
+    """The transform, and the temperature, checked; `None` for what changes nothing.
+
+    A `Temperature` that nothing follows comes as the option, which has its limit at 0.
+    """
+    t = checked_temperature(name, temperature, batch)
+    parts = () if transform is None else (transform,)
+    parts = transform.transforms if isinstance(transform, Chain) else parts
+    last = parts[-1] if parts else None
+    if t is not None or not isinstance(last, Temperature) or type(last) is not Temperature:
+        return transform, t
+    _checks.per_row("Temperature", "value", last.value, batch)
+    return chain(*parts[:-1]) if len(parts) > 1 else None, last.value

@@ -22,12 +22,16 @@ from jsoftmax._numerics import (
     exponentials,
     finite_gaps,
     gap_at,
+    is_cold,
     nan_unless,
     others_share,
+    over_temperature,
+    per_degree,
     row,
     sharded_like,
     share_of,
     shift,
+    warmed,
     wide,
 )
 from jsoftmax._pytrees import register
@@ -55,7 +59,7 @@ class Reduction:
     kept: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RowStats:
     """A few numbers per row `[*batch]`, of the scores `u = mask(softcap(transform(logits)) / T)`.
 
@@ -97,7 +101,8 @@ NEEDS = {
 
 
 def _scaled_maximum(raw: Mapping[str, Array], temperature: Array | None) -> Array:
-    return raw["maximum"] if temperature is None else raw["maximum"] / temperature[..., 0]
+    m = raw["maximum"]
+    return m if temperature is None else over_temperature(m, temperature[..., 0])
 
 
 def log_normalizer(raw: Mapping[str, Array], temperature: Array | None) -> Array:
@@ -121,6 +126,12 @@ def finish(
         made["log_normalizer"] = log_normalizer(raw, temperature)
     if "mean_logit" in wanted:
         mean = jnp.where(m == jnp.inf, jnp.inf, m + raw["mean"])
+        if temperature is not None:
+            t = temperature[..., 0]
+            # At a temperature of 0 the maximum and the gaps may be infinite on either side of 0.
+            whole = raw["maximum"] + raw["mean"] * warmed(t)
+            top = raw["maximum"] == jnp.inf
+            mean = jnp.where(is_cold(t) & ~top, over_temperature(whole, t), mean)
         made["mean_logit"] = jnp.where(none, 0, mean)
     if "expected_logit" in wanted:
         expected = jnp.log1p(raw["rest"]) - raw["entropy"]
@@ -193,8 +204,8 @@ def _reduce_rows(
         rest, m = rest_of(recompute, m, c, temperature, none, axis, matters=gap_at(v_y, m, t) > -0.6)
     log_sum = jnp.log1p(rest)
 
-    def costs(over: Array | float, share: Callable[[], Array]) -> Array:
-        return cost_sum(v, m, rest, temperature, over, share, axis)
+    def costs(over: Array | float, share: Callable[[], Array], t: Array | None = temperature) -> Array:
+        return cost_sum(v, m, rest, t, over, share, axis)
 
     out = {"maximum": m, "shift": c[..., 0], "rest": rest}
     log_sums = row(behind(log_sum))
@@ -206,7 +217,8 @@ def _reduce_rows(
         out["uniform"] = costs(log_sums, lambda: allowed_weights(v, where, weights))
     if "mean" in wanted:
         count = jnp.maximum(total(allowed_weights(v, where, None), axis), 1)
-        out["mean"] = -costs(0.0, lambda: allowed_weights(v, where, None)) / count
+        warm = None if temperature is None else warmed(temperature)
+        out["mean"] = -costs(0.0, lambda: allowed_weights(v, where, None), warm) / count
     if "entropy" in wanted:
         cost = costs(0.0, lambda: exponentials(v, c, temperature))
         out["entropy"] = log_sum + cost * share_of(m, c, rest, temperature)
@@ -348,7 +360,7 @@ def gradient(
         dg += jnp.where(gone, 0, sum(direct[1:], direct[0]))
     d_temperature = None
     if temperature is not None:
-        dg = dg / temperature
+        dg = per_degree(dg, temperature)
         d_temperature = -jnp.sum(dg * g, axis=-1, keepdims=True)
     d_logits, d_transform, d_target = pull(dg.astype(v.dtype))
     d_labels = None if d_q is None else d_q + d_target

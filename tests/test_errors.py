@@ -202,6 +202,7 @@ def refused(kind: Any, function: str, argument: str, *args: Any, **options: Any)
 NAMED: list[Refused] = [
     refused(TypeError, "softmax", "x", Y),
     refused(ValueError, "softmax", "axis", Z, axis=(0, 5)),
+    refused(ValueError, "softmax", "axis", Z, axis=(0, 0)),
     refused(ValueError, "softmax", "axis", Z, axis=()),
     refused(TypeError, "softmax", "axis", Z, axis=1.0),
     refused(TypeError, "softmax", "axis", Z, axis=True),

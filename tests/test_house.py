@@ -144,6 +144,30 @@ def unfinished(package: Path) -> list[str]:
     return matches(package, r"\b(TODO|FIXME|XXX)\b|NotImplementedError")
 
 
+def unbounded_loops(package: Path) -> list[str]:
+    """Loops that end by a condition alone: but for the one in `repeated`, which counts its steps."""
+    return [
+        f"{path.name}:{node.lineno}"
+        for path in sorted(package.rglob("*.py"))
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef | ast.Module) and function_name(function) != "repeated"
+        for node in own_nodes(function)
+        if isinstance(node, ast.Attribute) and node.attr == "while_loop"
+    ]
+
+
+def function_name(node: ast.FunctionDef | ast.Module) -> str:
+    return node.name if isinstance(node, ast.FunctionDef) else ""
+
+
+def own_nodes(function: ast.AST) -> Iterator[ast.AST]:
+    """What stands in a function, and not in one inside of it."""
+    for child in ast.iter_child_nodes(function):
+        yield child
+        if not isinstance(child, ast.FunctionDef):
+            yield from own_nodes(child)
+
+
 def unexplained_skips(tests: Path) -> list[str]:
     found = []
     for path in sorted(tests.rglob("*.py")):
@@ -172,6 +196,7 @@ RULES: list[Rule] = [
     grab_bags,
     suppressions,
     unfinished,
+    unbounded_loops,
 ]
 
 
@@ -209,6 +234,9 @@ def test_tests_explain_their_skips():
         (suppressions, {"maps.py": "x = 1  # noqa"}),
         (suppressions, {"maps.py": "x = 1  # type: ignore"}),
         (unfinished, {"maps.py": "# TODO"}),
+        (unbounded_loops, {"maps.py": "def f():\n  jax.lax.while_loop(go, step, 0)"}),
+        (unbounded_loops, {"maps.py": "from jax import lax\nloop = lax.while_loop"}),
+        (unbounded_loops, {"maps.py": "f = lambda: lax.while_loop(go, step, 0)"}),
         # Nothing is skipped by this text: it has no reason, and the rule must object to it.
         (unexplained_skips, {"maps.py": "@pytest.mark.xfail\ndef f(): ..."}),
         # Nor by this one, for the same purpose.

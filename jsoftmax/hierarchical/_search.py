@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import accumulator, aligned
+from jsoftmax._numerics import accumulator, aligned, repeated
 from jsoftmax._typing import Array
 from jsoftmax.hierarchical._edges import all_scores, along, descend, everywhere, some_scores
 from jsoftmax.hierarchical.tree import Tree
@@ -100,7 +100,7 @@ def completed(beam: Beam, hidden: Array, kernel: Array, bias: Array | None, tree
             bound=beam.bound.at[at].set(jnp.where(met, jnp.nan, -jnp.inf), mode="drop"),
         )
 
-    return jax.lax.while_loop(lambda beam: jnp.any(unfinished(beam)), answer, beam)
+    return repeated(lambda beam: jnp.any(unfinished(beam)), answer, beam, -(-n // some))
 
 
 def walk(

@@ -3,7 +3,7 @@
 A class is no likelier than its cluster: a cluster is looked into only where one of a tile's rows may
 find something there. Under `vmap` nothing is skipped.
 
-Imports `adaptive`, `adaptive_params`, `maps`, `_pytrees`, `_numerics`, `_checks`.
+Imports `adaptive`, `adaptive_params`, `maps`, `_walks`, `_pytrees`, `_numerics`, `_checks`.
 """
 
 import math
@@ -15,9 +15,10 @@ import jax.numpy as jnp
 
 from jsoftmax import _checks
 from jsoftmax._compiled import compiled
-from jsoftmax._numerics import by_rows, row
+from jsoftmax._numerics import by_rows, exponentials, row, shift
 from jsoftmax._pytrees import takes_arrays
 from jsoftmax._typing import Array, ArrayLike
+from jsoftmax._walks import defined, maximum
 from jsoftmax.hierarchical.adaptive import (
     checked,
     head_logits,
@@ -48,8 +49,10 @@ def adaptive_top_k(hidden: ArrayLike, params: AdaptiveParams, k: int) -> tuple[A
 
     Returns:
         The log-probabilities `[*batch, k]`, float32 or wider, the largest first, and the user's class
-        ids `[*batch, k]`, int32. Of equals the one ranked more frequent comes first. A NaN in `hidden`
-        gives NaN, for classes that mean nothing.
+        ids `[*batch, k]`, int32. Of equals the one ranked more frequent comes first. A row without a
+        distribution in the head or in a cluster that it looks into (NaN, two +inf, nothing but −inf)
+        has NaN `log_probs` and class −1. Where a cluster is impossible there may be fewer than `k`:
+        −inf and class −1 at the end.
 
     Gradient: of the log-probabilities, in `hidden` and the arrays of `params`, as of
         `adaptive_log_softmax` at those classes. Every AD mode.
@@ -87,27 +90,41 @@ def _top_k(hidden: Array, params: AdaptiveParams, *, k: int) -> tuple[Array, Arr
         log_probs, places = jax.lax.top_k(head[:, :shortlist], min(k, shortlist))
         spare = ((0, 0), (0, k - places.shape[1]))
         log_probs = jnp.pad(log_probs, spare, constant_values=-jnp.inf)
-        found = log_probs, jnp.pad(places.astype(jnp.int32), spare)
+        places = jnp.pad(places.astype(jnp.int32), spare, constant_values=-1)
+        found = log_probs, places, jnp.any(jnp.isnan(head), axis=-1)
         for i, start in enumerate(params.cutoffs):
             cluster = head[:, shortlist + i]
+            wanted = cluster > found[0][:, -1]
 
             def merged(
-                found: tuple[Array, Array], x: Array, cluster: Array, i: int = i, start: int = start
-            ) -> tuple[Array, Array]:
+                found: Found, x: Array, cluster: Array, wanted: Array, i: int = i, start: int = start
+            ) -> Found:
                 inside = tail_log_softmax(x, params, i) + row(cluster)
+                # Not of a row that is here for its neighbours' sake: those are not to matter to it.
+                spoiled = found[2] | (wanted & jnp.any(jnp.isnan(inside), axis=-1))
+                inside = jnp.where(row(wanted), inside, -jnp.inf)
                 best, local = jax.lax.top_k(inside, min(k, inside.shape[1]))
                 both = jnp.concatenate([found[0], best], axis=1)
                 places = jnp.concatenate([found[1], local.astype(jnp.int32) + start], axis=1)
                 best, which = jax.lax.top_k(both, k)
-                return best, jnp.take_along_axis(places, which, axis=1, mode="clip")
+                return best, jnp.take_along_axis(places, which, axis=1, mode="clip"), spoiled
 
-            wanted = jnp.any(cluster > found[0][:, -1])
-            found = jax.lax.cond(wanted, merged, lambda found, *_: found, found, x, cluster)
-        return found
+            operands = found, x, cluster, wanted
+            found = jax.lax.cond(jnp.any(wanted), merged, lambda found, *_: found, *operands)
+        log_probs, places, spoiled = found
+        return jnp.where(row(spoiled), jnp.nan, log_probs), jnp.where(row(spoiled), -1, places)
 
     log_probs, places = _tile_by_tile(tile, in_one_dtype(hidden, params), params)
     shape = (*hidden.shape[:-1], k)
-    return log_probs.reshape(shape), params.classes(places).reshape(shape)
+    return log_probs.reshape(shape), _classes(params, places).reshape(shape)
+
+
+Found = tuple[Array, Array, Array]
+
+
+def _classes(params: AdaptiveParams, places: Array) -> Array:
+    """The user's class ids at the places of the ranking; −1 for none."""
+    return jnp.where(places < 0, -1, params.classes(jnp.maximum(places, 0)))
 
 
 @takes_arrays
@@ -126,7 +143,8 @@ def adaptive_sample(key: ArrayLike, hidden: ArrayLike, params: AdaptiveParams) -
         params: What `adaptive_init` makes.
 
     Returns:
-        `[*batch]`, int32: the user's class ids. A row with a NaN in `hidden` gives some class.
+        `[*batch]`, int32: the user's class ids. −1 for a row without a distribution (NaN, two +inf,
+        nothing but −inf) in the head, or in the cluster that was drawn.
 
     Gradient: none; the ids are integers.
 
@@ -166,27 +184,31 @@ def _sample(hidden: Array, key: Array, params: AdaptiveParams) -> Array:
                 place: Array, chosen: Array, x: Array, u: Array, i: int = i, start: int = start
             ) -> Array:
                 logits = projected(x, params, i) @ params.tail_kernels[i].astype(x.dtype)
-                return jnp.where(chosen, _drawn(logits, u[:, 2], u[:, 3]) + start, place)
+                local = _drawn(logits, u[:, 2], u[:, 3])
+                return jnp.where(chosen, jnp.where(local < 0, -1, local + start), place)
 
             chosen = entry == shortlist + i
             place = jax.lax.cond(jnp.any(chosen), inside, lambda p, *_: p, place, chosen, x, u)
         return place
 
     places = _tile_by_tile(tile, jnp.concatenate([x, uniforms], axis=-1), params)
-    return params.classes(places).reshape(hidden.shape[:-1])
+    return _classes(params, places).reshape(hidden.shape[:-1])
 
 
 def _drawn(logits: Array, u_block: Array, u_class: Array) -> Array:
-    """A column of each row, by two numbers uniform in [0, 1)."""
+    """A column of each row, by two numbers uniform in [0, 1); −1 where there is no distribution."""
     rows, classes = logits.shape
     size = math.isqrt(classes - 1) + 1
     count = -(-classes // size)
-    top = jnp.max(logits, axis=-1, keepdims=True)
-    weights = jnp.pad(jnp.exp(logits - top), ((0, 0), (0, count * size - classes)))
-    weights = weights.reshape(rows, count, size)
-    block = _inverted(jnp.sum(weights, axis=-1), u_block)
+    m = maximum(logits)
+    weights = exponentials(logits, shift(m, classes))
+    weights = jnp.pad(weights, ((0, 0), (0, count * size - classes))).reshape(rows, count, size)
+    masses = jnp.sum(weights, axis=-1)
+    missing = jnp.isnan(defined(jnp.sum(masses, axis=-1), m, False))
+    block = _inverted(masses, u_block)
     within = jnp.take_along_axis(weights, block[:, None, None], axis=1, mode="clip")[:, 0]
-    return jnp.minimum(block * size + _inverted(within, u_class), classes - 1)
+    found = jnp.minimum(block * size + _inverted(within, u_class), classes - 1)
+    return jnp.where(missing, -1, found)
 
 
 def _inverted(weights: Array, u: Array) -> Array:

@@ -83,8 +83,8 @@ def top_k(
     Returns:
         `(log_probs, ids, certified)`: `[*batch, k]` float32 or wider, descending, `[*batch, k]` int32
         and `[*batch]` bool. Certified is meant to the rounding of the log-probabilities; among equal
-        ones any may be returned. A row in which a NaN is met has NaN `log_probs` and is never
-        certified. Where fewer than `k` were found, −inf and class −1 at the end.
+        ones any may be returned. A row in which a NaN is met has NaN `log_probs` and class −1, and is
+        never certified. Where fewer than `k` were found, −inf and class −1 at the end.
 
     Gradient: of `log_probs` in `hidden`, `node_kernel` and `node_bias`, as that of
         `hierarchical_cross_entropy` at `ids`, which are constant. Every AD mode and order.
@@ -256,7 +256,7 @@ def _top_k(
 
     log_p = of_paths(hidden, kernel, bias, tree, beam.leaves)
     log_p = jnp.where(spoiled, jnp.nan, jnp.where(missing, -jnp.inf, log_p))
-    ids = jnp.where(missing, -1, tree.class_at[beam.leaves])
+    ids = jnp.where(missing | spoiled, -1, tree.class_at[beam.leaves])
     # Summed along the path they may differ in the last digit, and in order, from the search's.
     order = jax.lax.top_k(jax.lax.stop_gradient(log_p), k)[1]
     log_p, ids = jnp.take_along_axis(log_p, order, axis=1), jnp.take_along_axis(ids, order, axis=1)

@@ -88,7 +88,8 @@ def draw_negatives(
         replace: Whether a class may be drawn several times; static.
 
     Returns:
-        `Negatives`: `ids` `[num_samples]`, int32, and their expected counts.
+        `Negatives`: `ids` `[num_samples]`, int32, and their expected counts. All ids are −1, and losses
+        NaN, where a `log_prob` of the proposal is NaN in a draw without replacement.
 
     Gradient: none in `ids`; that of the expected counts in floating leaves of the proposal.
 
@@ -148,4 +149,7 @@ def _draw(key: Array, proposal: Proposal, *, num_samples: int, replace: bool) ->
     bits = jax.random.bits(key, (classes,), jnp.uint32).astype(log_q.dtype)
     uniform = jnp.minimum((bits + 0.5) * 2.0**-32, 1 - 2.0**-24)
     earliness, ids = jax.lax.top_k(log_q - jnp.log(-jnp.log1p(-uniform)), num_samples + 1)
-    return Negatives(ids[:-1].astype(jnp.int32), -earliness[-1], proposal, replace)
+    # Among classes of which one has no probability that is a number, none is drawn.
+    spoiled = jnp.any(jnp.isnan(log_q))
+    ids = jnp.where(spoiled, -1, ids[:-1].astype(jnp.int32))
+    return Negatives(ids, jnp.where(spoiled, jnp.nan, -earliness[-1]), proposal, replace)

@@ -15,7 +15,17 @@ import jax
 import jax.numpy as jnp
 
 from jsoftmax._labels import are_indices, at_label, first_largest
-from jsoftmax._numerics import exponentials, gap_at, nan_unless, row, scaled, shift, two_sum, unit
+from jsoftmax._numerics import (
+    exponentials,
+    gap_at,
+    nan_unless,
+    row,
+    scaled,
+    shift,
+    two_sum,
+    unit,
+    warmed,
+)
 from jsoftmax._typing import Array
 from jsoftmax._walks import defined, maximum, rest_of, total
 from jsoftmax.statistics import Reduction, allowed_weights, cost_sum
@@ -48,8 +58,8 @@ def part_of(
     rest, m = rest_of(lambda: v, m, c, temperature, dead)
     made = {"maximum": m, "rest": rest}
 
-    def cost(share: Array) -> Array:
-        return cost_sum(v, m, rest, temperature, 0.0, lambda: share)
+    def cost(share: Array, t: Array | None = temperature) -> Array:
+        return cost_sum(v, m, rest, t, 0.0, lambda: share)
 
     if are_indices(labels):
         made["label"] = at_label(v, labels)
@@ -61,7 +71,8 @@ def part_of(
     if wanted & {"uniform", "mean"}:
         made["count"] = total(allowed_weights(v, where, None))
     if "mean" in wanted:
-        made["mean"] = cost(allowed_weights(v, where, None))
+        warm = None if temperature is None else warmed(temperature)
+        made["mean"] = cost(allowed_weights(v, where, None), warm)
     if "entropy" in wanted:
         made["entropy"] = cost(exponentials(v, c, temperature)) / unit(m, c, temperature)
     if "correct" in wanted:
@@ -75,11 +86,12 @@ def part_of(
 def _relative(part: Part, m: Array, t: Array | None) -> Part:
     """The sums of a part, relative to a larger maximum; as "rest" those of all its exponentials."""
     d = gap_at(part["maximum"], m, t)
+    of_mean = d if t is None else gap_at(part["maximum"], m, warmed(t))
     e, s = jnp.exp(d), 1 + part["rest"]
     made = {name: part[name] for name in _TOTALS if name in part} | {"rest": e * s}
     for cost, share in _SHARES.items():
         if cost in part:
-            made[cost] = part[cost] + scaled(part[share], -d)
+            made[cost] = part[cost] + scaled(part[share], -(of_mean if cost == "mean" else d))
     if "entropy" in part:
         made["entropy"] = scaled(e, part["entropy"] + scaled(s, -d))
     scale = {"rest": e, "entropy": e}

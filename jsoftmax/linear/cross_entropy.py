@@ -15,7 +15,6 @@ from jsoftmax._compiled import compiled
 from jsoftmax._labels import num_classes, settle
 from jsoftmax._numerics import accumulator, weighed
 from jsoftmax._pytrees import takes_arrays
-from jsoftmax._rows import checked_temperature
 from jsoftmax._typing import Array, ArrayLike
 from jsoftmax.dense import (
     loss_numbers,
@@ -25,6 +24,7 @@ from jsoftmax.dense import (
     stats_of,
     wanted_of,
     wanted_statistics,
+    with_last_temperature,
 )
 from jsoftmax.linear._blocks import block_size, in_blocks, row_numbers
 from jsoftmax.linear._options import Dealt, checked_labels, checked_transform, counting, put_together
@@ -135,6 +135,8 @@ def linear_cross_entropy(
     hidden, kernel = check_product(name, hidden, kernel, bias)
     labels, ignore_index = checked_labels(name, hidden, kernel, labels, where, ignore_index)
     batch, classes = hidden.shape[:-1], kernel.shape[1]
+    transform = checked_transform(name, transform, softcap, batch, classes)
+    transform, t = with_last_temperature(name, transform, temperature, batch)
     smoothing, z_coefficient = loss_numbers(name, label_smoothing, z_loss)
     if class_weights is not None:
         _checks.vector(name, "class_weights", class_weights, "classes", classes)
@@ -146,8 +148,8 @@ def linear_cross_entropy(
         labels,
         bias,
         where,
-        checked_temperature(name, temperature, batch),
-        checked_transform(name, transform, softcap, batch, classes),
+        t,
+        transform,
         smoothing,
         z_coefficient,
         class_weights,
@@ -219,6 +221,8 @@ def linear_row_stats(
     hidden, kernel = check_product(name, hidden, kernel, bias)
     labels, ignore_index = checked_labels(name, hidden, kernel, labels, where, ignore_index)
     batch, classes = hidden.shape[:-1], kernel.shape[1]
+    transform = checked_transform(name, transform, softcap, batch, classes)
+    transform, t = with_last_temperature(name, transform, temperature, batch)
     check_chunks(name, chunk_size, accum_dtype)
     return _linear_row_stats(
         hidden,
@@ -226,8 +230,8 @@ def linear_row_stats(
         labels,
         bias,
         where,
-        checked_temperature(name, temperature, batch),
-        checked_transform(name, transform, softcap, batch, classes),
+        t,
+        transform,
         ignore_index,
         statistics=wanted_statistics(name, statistics),
         chunk_size=None if chunk_size is None else int(chunk_size),

@@ -4,6 +4,7 @@ Imports `_rows`, `_numerics`, `_checks`.
 """
 
 import jax.numpy as jnp
+import numpy as np
 
 from jsoftmax import _checks
 from jsoftmax._numerics import accumulator, without_tiny_dtypes
@@ -11,18 +12,46 @@ from jsoftmax._rows import batch_of, classes_last
 from jsoftmax._typing import Array, ArrayLike, Axis, Shape
 
 
-def mask_rows(
+def class_mask(
     function: str, where: ArrayLike | None, shape: Shape, axes: tuple[int, ...]
 ) -> Array | None:
-    """A mask of any shape that optax takes, `[*batch]` among them, as `[*batch, classes]`."""
+    """A mask that broadcasts to the logits, as `[*batch, classes]`."""
+    if where is None:
+        return None
+    _checks.mask(function, shape, where)
+    return classes_last(jnp.broadcast_to(jnp.asarray(where), shape), axes)
+
+
+def row_mask(function: str, where: ArrayLike | None, shape: Shape, axis: Axis | None) -> Array | None:
+    """A mask as optax's cross-entropies read it: of fewer axes than the logits, it has none of classes.
+
+    So one of shape `[*batch]` says which rows take part, whatever the sizes.
+    """
     if where is None:
         return None
     _checks.dtype_of(function, "where", where)
-    mask = jnp.asarray(where)
-    if mask.ndim < len(shape) and mask.shape == batch_of(shape, axes):
-        mask = jnp.expand_dims(mask, axes)
-    _checks.mask(function, shape, mask)
-    return classes_last(jnp.broadcast_to(mask, shape), axes)
+    mask, axes = jnp.asarray(where), _checks.axes(function, axis, len(shape), none=True)
+    if mask.ndim not in (0, len(shape)):
+        # As they were given: optax counts those from the end in what has more axes by then.
+        given = axes if axis is None else tuple(int(a) for a in np.atleast_1d(axis))
+        ndim = mask.ndim + len(given)
+        if ndim > len(shape) or not all(-ndim <= a < ndim for a in given):
+            _refuse_row_mask(function, mask.shape, shape, axes)
+        expanded = jnp.expand_dims(mask, given)
+        try:
+            jnp.broadcast_to(expanded, shape)
+        except ValueError:
+            _refuse_row_mask(function, mask.shape, shape, axes)
+        mask = expanded
+    return class_mask(function, mask, shape, axes)
+
+
+def _refuse_row_mask(function: str, mask: Shape, shape: Shape, axes: tuple[int, ...]) -> None:
+    raise ValueError(
+        f"{function}: where of fewer axes than logits {list(shape)} must have shape [*batch] = "
+        f"{list(batch_of(shape, axes))}, as in optax, got {list(mask)}; give a mask of classes all "
+        "axes, those of the batch of size 1."
+    )
 
 
 def pair(
@@ -48,9 +77,10 @@ def pair(
         raise TypeError(
             f"{function}: {names[1]} must have a real dtype, got {y.dtype}; take the real part."
         )
-    axes = _checks.axes(function, axis, x.ndim)
+    # As in optax, there may be none.
+    axes = _checks.axes(function, axis, x.ndim, none=True)
     y = y.astype(accumulator(x.dtype))
-    return classes_last(x, axes), classes_last(y, axes), mask_rows(function, where, x.shape, axes)
+    return classes_last(x, axes), classes_last(y, axes), class_mask(function, where, x.shape, axes)
 
 
 def both(function: str, logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:

@@ -100,6 +100,8 @@ def _bwd(form: Form, residuals: Any, cts: Row) -> tuple[Any, ...]:
             # The threshold moves by `Σ moved / Σ s`.
             slope += ct * excess * share / alpha**2 + by_level * moved / sums
         low = gaps(v, m, temperature) + row(level)
+        # Beside those, what is below the maximum at a temperature of 0.
+        gone |= low == -jnp.inf
         d_labels = ct * jnp.where(gone, 0, _deformed_of(a, q) - jnp.where(gone, 0, low))
     dg = jnp.where(gone, 0, dg)
     if cts.p is not None:

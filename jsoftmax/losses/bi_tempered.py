@@ -49,7 +49,7 @@ def bi_tempered_logistic_loss(
         t1: `0 ≤ t₁ ≤ 1`, a number, traced or not.
         t2: `1 ≤ t₂ ≤ 4`, a number, traced or not.
         axis: The class axis of `logits`, and of labels that are distributions; a tuple joins axes.
-        where: Which classes take part: bool, broadcastable to `logits`, or `[*batch]`. Label mass on
+        where: Which classes take part: bool, broadcastable to `logits`. Label mass on
             the others is dropped.
         ignore_index: The label of rows that do not count: their loss and gradient are 0.
 

@@ -11,7 +11,7 @@ from jsoftmax._numerics import accumulator, nan_unless, scaled
 from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import classes_back, classes_last
 from jsoftmax._typing import Array, ArrayLike, Axis
-from jsoftmax.losses._arrange import mask_rows, pair
+from jsoftmax.losses._arrange import class_mask, pair
 
 
 @takes_arrays
@@ -29,7 +29,7 @@ def kl_divergence(
         log_predictions: `log p [*batch, classes]`, floating.
         targets: `t`, probabilities in the shape of `log_predictions`.
         axis: The class axis, a tuple of them, or `None` for all.
-        where: Which classes take part: bool, broadcastable, or `[*batch]`.
+        where: Which classes take part: bool, broadcastable.
 
     Returns:
         The divergences `[*batch]` in nats, float32 or wider. A target 0 contributes 0; a positive one
@@ -70,7 +70,7 @@ def kl_divergence_with_log_targets(
         log_predictions: `log p [*batch, classes]`, floating.
         log_targets: `log t`, floating, in the shape of `log_predictions`.
         axis: The class axis, a tuple of them, or `None` for all.
-        where: Which classes take part: bool, broadcastable, or `[*batch]`.
+        where: Which classes take part: bool, broadcastable.
 
     Returns:
         The divergences `[*batch]` in nats, float32 or wider. A log-target −inf contributes 0; a finite
@@ -115,7 +115,7 @@ def generalized_kl_divergence(
         log_predictions: `log p [*batch, classes]`, floating.
         targets: `t ≥ 0` in the shape of `log_predictions`.
         axis: The class axis, a tuple of them, or `None` for all.
-        where: Which classes take part: bool, broadcastable, or `[*batch]`.
+        where: Which classes take part: bool, broadcastable.
 
     Returns:
         The divergences `[*batch]`, float32 or wider, as `kl_divergence` at 0 and −inf.
@@ -161,8 +161,8 @@ def smooth_labels(
         alpha: The share of the uniform distribution in [0, 1], a scalar; NaN comes back for a traced
             one outside.
         axis: The class axis, a tuple of them, or `None` for all.
-        where: Which classes take part, `K` of them: bool, broadcastable, or `[*batch]`. The others
-            get nothing and keep `(1 − α) y`.
+        where: Which classes take part, `K` of them: bool, broadcastable. The others get nothing and
+            keep `(1 − α) y`.
 
     Returns:
         The smoothed labels in the shape and dtype of `labels`.
@@ -186,8 +186,8 @@ def smooth_labels(
     _checks.floating("smooth_labels", "labels", y)
     _checks.scalar("smooth_labels", "alpha", alpha)
     _checks.number("smooth_labels", "alpha", alpha, lambda a: 0 <= a <= 1, "in [0, 1]")
-    axes = _checks.axes("smooth_labels", axis, y.ndim)
-    mask = mask_rows("smooth_labels", where, y.shape, axes)
+    axes = _checks.axes("smooth_labels", axis, y.ndim, none=True)
+    mask = class_mask("smooth_labels", where, y.shape, axes)
     smoothed = _smooth(classes_last(y, axes), mask, alpha)
     return classes_back(smoothed, axes, y.shape)
 

@@ -127,7 +127,7 @@ def multilabel_cross_entropy(
         labels: Probabilities of any real or bool dtype in the shape of `logits`.
         pos_weight: `w [classes]`, or a scalar: what a missed yes costs; 1 by default.
         axis: The class axis, a tuple of them, or `None` for all.
-        where: Which classes take part: bool, broadcastable to `logits`, or `[*batch]`.
+        where: Which classes take part: bool, broadcastable to `logits`.
 
     Returns:
         The losses `[*batch]` in nats, float32 or wider; at ±inf as the sigmoid's.

@@ -15,7 +15,7 @@ from jsoftmax._numerics import accumulator, aligned, nan_unless, scaled, widened
 from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import all_masked, batch_of, classes_last
 from jsoftmax._typing import Array, ArrayLike, Axis
-from jsoftmax.losses._arrange import mask_rows, pair
+from jsoftmax.losses._arrange import class_mask, pair, row_mask
 from jsoftmax.maps import log_softmax
 from jsoftmax.statistics import Reduction, reduce
 
@@ -35,8 +35,9 @@ def softmax_cross_entropy(
         logits: `[*batch, classes]`, floating.
         labels: Distributions (or one-hot rows of any real dtype) in the shape of `logits`.
         axis: The class axis, a tuple of them, or `None` for all.
-        where: Which classes take part: bool, broadcastable to `logits`, or `[*batch]`. Label mass on
-            the others is dropped.
+        where: Which classes take part: bool, broadcastable to `logits`, or `[*batch]` for whole rows:
+            as in optax, a mask of fewer axes than `logits` has none of classes. Label mass on the
+            others is dropped.
 
     Returns:
         The losses `[*batch]` in nats, float32 or wider. A label 0 costs nothing on a −inf logit; mass
@@ -106,7 +107,8 @@ def softmax_cross_entropy_with_integer_labels(
         logits: `[*batch, classes]`, floating.
         labels: Class indices `[*batch]` of an integer dtype.
         axis: The class axis; of a tuple, the index counts the joined axes in row-major order.
-        where: Which classes take part: bool, broadcastable to `logits`, or `[*batch]`.
+        where: Which classes take part: bool, broadcastable to `logits`, or `[*batch]` for whole rows:
+            as in optax, a mask of fewer axes than `logits` has none of classes.
 
     Returns:
         The losses `[*batch]` in nats, float32 or wider. An index outside [0, classes) gives NaN, value
@@ -133,13 +135,13 @@ def softmax_cross_entropy_with_integer_labels(
     name = "softmax_cross_entropy_with_integer_labels"
     z, y = _checks.array(name, "logits", logits), _checks.array(name, "labels", labels)
     _checks.floating(name, "logits", z)
-    axes = _checks.axes(name, axis, z.ndim)
+    axes = _checks.axes(name, axis, z.ndim, none=True)
     if not _checks.labels(name, z.shape, batch_of(z.shape, axes), y):
         raise TypeError(
             f"{name}: labels must be class indices [*batch] of an integer dtype, got {y.dtype}; "
             "distributions go to softmax_cross_entropy."
         )
-    mask = mask_rows(name, where, z.shape, axes)
+    mask = row_mask(name, where, z.shape, axis)
     return _nll(classes_last(z, axes), y, mask, _HARD)
 
 
@@ -161,7 +163,8 @@ def poly_loss_cross_entropy(
         labels: Distributions in the shape of `logits`.
         epsilon: The coefficient, a scalar: 2 for images, −1 for segmentation in the paper.
         axis: The class axis, a tuple of them, or `None` for all.
-        where: Which classes take part: bool, broadcastable to `logits`, or `[*batch]`.
+        where: Which classes take part: bool, broadcastable to `logits`. Give it all axes: as in optax,
+            one of fewer means rows in the cross-entropy and classes in the other term.
 
     Returns:
         The losses `[*batch]`, float32 or wider; +inf for mass on a −inf logit, 0 where every class is
@@ -185,7 +188,8 @@ def poly_loss_cross_entropy(
     name = "poly_loss_cross_entropy"
     _checks.scalar(name, "epsilon", epsilon)
     z, y, mask = pair(name, ("logits", "labels"), (logits, labels), axis, where)
-    return _poly(z, y, mask, epsilon)
+    # As in optax, whose cross-entropy reads a mask of fewer axes otherwise than the rest of it.
+    return _poly(z, y, mask, row_mask(name, where, jnp.shape(logits), axis), epsilon)
 
 
 @takes_arrays
@@ -209,7 +213,7 @@ def softmax_focal_loss(
             traced one.
         alpha: The weight of each class `[classes]`, or a scalar; 1 by default.
         axis: The class axis, or a tuple of axes.
-        where: Which classes take part: bool, broadcastable to `logits`, or `[*batch]`.
+        where: Which classes take part: bool, broadcastable to `logits`.
 
     Returns:
         The losses `[*batch]`, float32 or wider; the label policy is that of the cross-entropies.
@@ -257,7 +261,7 @@ def generalized_cross_entropy(
         q: The order in [0, 1], a scalar: 0 gives cross-entropy, 1 the mean absolute error. NaN comes
             back for a traced one outside.
         axis: The class axis, or a tuple of axes.
-        where: Which classes take part: bool, broadcastable to `logits`, or `[*batch]`.
+        where: Which classes take part: bool, broadcastable to `logits`.
 
     Returns:
         The losses `[*batch]`, float32 or wider; `1/q` for a label that is impossible, otherwise the
@@ -288,7 +292,8 @@ def generalized_cross_entropy(
 def _soft(
     name: str, logits: ArrayLike, labels: ArrayLike, axis: Axis | None, where: ArrayLike | None
 ) -> Array:
-    return _nll(*pair(name, ("logits", "labels"), (logits, labels), axis, where), _SOFT)
+    z, y, _ = pair(name, ("logits", "labels"), (logits, labels), axis, None)
+    return _nll(z, y, row_mask(name, where, jnp.shape(logits), axis), _SOFT)
 
 
 @compiled("reduction")
@@ -308,7 +313,7 @@ def _either(
     axes = _checks.axes(name, axis, z.ndim)
     if not _checks.labels(name, z.shape, batch_of(z.shape, axes), y):
         return pair(name, ("logits", "labels"), (z, y), axis, where)
-    return classes_last(z, axes), y, mask_rows(name, where, z.shape, axes)
+    return classes_last(z, axes), y, class_mask(name, where, z.shape, axes)
 
 
 def _costs(z: Array, y: Array, where: Array | None) -> tuple[Array, Array]:
@@ -326,10 +331,12 @@ def _sum_of(costs: Array, share: Array, y: Array) -> Array:
 
 
 @compiled()
-def _poly(z: Array, y: Array, where: Array | None, epsilon: ArrayLike) -> Array:
+def _poly(
+    z: Array, y: Array, where: Array | None, of_entropy: Array | None, epsilon: ArrayLike
+) -> Array:
     log_p, share = _costs(z, y, where)
     missed = jnp.sum(share * -jnp.expm1(-log_p), axis=-1)
-    return _nll(z, y, where, _SOFT) + jnp.asarray(epsilon, missed.dtype) * missed
+    return _nll(z, y, of_entropy, _SOFT) + jnp.asarray(epsilon, missed.dtype) * missed
 
 
 @compiled()

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jsoftmax import _checks
 from jsoftmax._compiled import compiled
 from jsoftmax._labels import are_indices, at_label, comparable, first_largest, is_label, settle
-from jsoftmax._numerics import accumulator, nan_unless, row, scaled, wide, widened
+from jsoftmax._numerics import accumulator, nan_unless, over_temperature, row, scaled, wide, widened
 from jsoftmax._pytrees import takes_arrays
 from jsoftmax._rows import batch_of, checked_temperature, classes_last, masked, row_temperature
 from jsoftmax._typing import Array, ArrayLike, Axis
-from jsoftmax.losses._arrange import both, mask_rows, pair
+from jsoftmax.losses._arrange import both, class_mask, pair
 from jsoftmax.losses._fenchel_young import Form, loss_of_rows, negentropy
 from jsoftmax.maps.entmax import checked_alpha, empty_rows, entmax_of_rows, row_alpha
 
@@ -60,7 +60,7 @@ def fenchel_young_loss(
             the shape of `logits`.
         alpha: `α ≥ 1`, a number or one per row, as in `entmax`.
         axis: The class axis of `logits`, and of labels that are distributions; a tuple joins axes.
-        where: Which classes take part: bool, broadcastable to `logits`, or `[*batch]`. Label mass on
+        where: Which classes take part: bool, broadcastable to `logits`. Label mass on
             the others is dropped; an index of one of them costs +inf.
         temperature: `T ≥ 0`, a number or one per row.
         ignore_index: The label of rows that do not count: their loss and gradient are 0.
@@ -117,7 +117,7 @@ def entmax_loss(
             the shape of `logits`.
         alpha: `α ≥ 1`, a number or one per row, as in `entmax`.
         axis: The class axis of `logits`, and of labels that are distributions; a tuple joins axes.
-        where: Which classes take part: bool, broadcastable to `logits`, or `[*batch]`. Label mass on
+        where: Which classes take part: bool, broadcastable to `logits`. Label mass on
             the others is dropped; an index of one of them costs +inf.
         temperature: `T ≥ 0`, a number or one per row.
         ignore_index: The label of rows that do not count: their loss and gradient are 0.
@@ -327,7 +327,7 @@ def checked_rows(
     _checks.ignored(name, ignore_index, indices)
     n, traced = checked_alpha(name, alpha, batch)
     t = checked_temperature(name, temperature, batch)
-    mask = mask_rows(name, where, z.shape, axes)
+    mask = class_mask(name, where, z.shape, axes)
     y = widened(y) if indices else classes_last(y, axes)
     return classes_last(z, axes), y, mask, t, traced, ignore_index, n
 
@@ -381,7 +381,7 @@ def _stats(
     hit = is_label(v, ids, None)
     best = jnp.max(jnp.where(hit, -jnp.inf, wide(v)), axis=-1, initial=-jnp.inf)
     margin = wide(at_label(v, ids)) - best
-    margin = margin if t is None else margin / t[..., 0]
+    margin = margin if t is None else over_temperature(margin, t[..., 0])
     size = jnp.sum((p > 0).astype(jnp.int32), axis=-1)
     return EntmaxStats(loss, size, settle(margin, y, z.shape[-1], ignored))
 

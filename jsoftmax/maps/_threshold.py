@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import behind, nan_unless, own, row
+from jsoftmax._numerics import behind, nan_unless, own, repeated, row
 from jsoftmax._pytrees import register
 from jsoftmax._typing import Array
 from jsoftmax.autodiff import with_derivatives_of
@@ -317,22 +317,22 @@ def _search(family: Family, g: Array, sigma: Array, done: Callable[..., Array]) 
     """
 
     def going(carry: Any) -> Array:
-        return jnp.any(carry[1])
+        return jnp.any(carry[0])
 
     def step(carry: Any) -> Any:
-        count, active, back, sigma, _, before = carry
+        active, back, sigma, _, before = carry
         excess, slope = _sums(family, g, sigma)
         further = family.step(excess, slope)
         over = excess < 0
-        moves = active & ~done(excess, slope, before) & (count < _MAX_STEPS)
+        moves = active & ~done(excess, slope, before)
         moves &= over | ((sigma + further > sigma) & ~back)
         # Less three quarters of the last digit: the float on the left.
         there = sigma + jnp.where(over, 0.75 * float(jnp.finfo(sigma.dtype).eps) * sigma, further)
-        return count + 1, moves, over, jnp.where(moves, there, sigma), further, slope
+        return moves, over, jnp.where(moves, there, sigma), further, slope
 
     zero = jnp.zeros_like(sigma)
-    start = 0, zero == 0, zero != 0, sigma, zero, zero
-    return jax.lax.while_loop(going, step, start)[3:5]
+    start = zero == 0, zero != 0, sigma, zero, zero
+    return repeated(going, step, start, _MAX_STEPS)[2:4]
 
 
 def _column_maxima(g: Array, columns: int) -> Array:

@@ -181,6 +181,8 @@ def balanced(s: Array, dg: Array) -> Array:
 
     For α > 2 its slope may be beyond all digits, times a difference that has none.
     """
+    if s.shape[-1] == 0:
+        return dg
     ids = jax.lax.broadcasted_iota(jnp.int32, s.shape, s.ndim - 1)
     steepest = (ids == row(jax.lax.argmax(s, s.ndim - 1, jnp.int32))) & (s > 2)
     others = jnp.where(steepest, 0, dg)

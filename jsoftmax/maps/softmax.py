@@ -22,6 +22,7 @@ from jsoftmax._numerics import (
     gaps,
     has_whole_rows,
     others_share,
+    per_degree,
     row,
     share_of,
     shift,
@@ -158,7 +159,8 @@ _logsumexp.defvjp(_logsumexp_fwd, _logsumexp_bwd)
 def through_temperature(dg: Array, v: Array, temperature: Array) -> tuple[Array, Array]:
     """Cotangents of the scores and `T` from that of the gaps `g = (v − m)/T`."""
     g, _ = finite_gaps(v, maximum(v), temperature)
-    return dg / temperature, -jnp.sum(dg * g / temperature, axis=-1, keepdims=True)
+    dv = per_degree(dg, temperature)
+    return dv, -jnp.sum(dv * g, axis=-1, keepdims=True)
 
 
 @compiled("axis", "log")
@@ -282,7 +284,7 @@ def logsumexp(
 
     Args:
         x: A floating array of any shape.
-        axis: The axes to sum over; `None` for all.
+        axis: The axes to sum over; `None` for all, `()` for none, which gives `x`.
         where: Which elements take part: bool, broadcastable to `x`.
         keepdims: Whether the reduced axes stay, with size 1.
 
@@ -306,6 +308,6 @@ def logsumexp(
     References:
         Blanchard et al., Accurately computing the log-sum-exp and softmax functions, 2021.
     """
-    array, axes = checked("logsumexp", x, axis, where)
+    array, axes = checked("logsumexp", x, axis, where, none=True)
     _checks.flag("logsumexp", "keepdims", keepdims)
     return _reduced(array, where, axes, keepdims)

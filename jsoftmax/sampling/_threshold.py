@@ -2,6 +2,7 @@
 
 A sort of 32,000 classes takes 300 times as long as one pass over them. Floats are ordered as their bits
 are, so 32 halvings of the bits, a pass each, find the very float; fewer where a number is met exactly.
+Those of a NaN are in no order: a row with one is not searched, and keeps all its classes.
 
 Imports `_walks`, `_numerics`.
 """
@@ -11,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jsoftmax._numerics import accumulator, exponentials, row, shift, wide
+from jsoftmax._numerics import accumulator, exponentials, repeated, row, shift, wide
 from jsoftmax._typing import Array
 from jsoftmax._walks import by_chunks, maximum, total
 
@@ -43,7 +44,8 @@ def restricted(
 
 def _lowest(v: Array, temperature: Array | None, top_k: Array | None, top_p: Array | None) -> Array:
     v, m = wide(v), maximum(v)
-    low, high = jnp.full_like(m, -jnp.inf), m
+    low = jnp.full_like(m, -jnp.inf)
+    high = jnp.where(jnp.isnan(m), low, m)
     if top_k is not None:
         low = _bisected(lambda t: jnp.sum(v >= row(t), axis=-1, dtype=jnp.int32), top_k, low, high)
     if top_p is None:
@@ -78,7 +80,8 @@ def _bisected(measure: Callable[[Array], Array], target: Array, low: Array, high
         )
 
     dtype = low.dtype
-    bounds = jax.lax.while_loop(unfinished, halve, (_order(low), _order(high) + 1))
+    # As many halvings as there are bits leave one number of any range.
+    bounds = repeated(unfinished, halve, (_order(low), _order(high) + 1), 8 * dtype.itemsize)
     return _float(bounds[0], dtype)
 
 

@@ -86,7 +86,7 @@ def _gumbel_softmax(
     v, allowed = rows_of(x, where, axis)
     scores = perturbed(key, v)
     y = softmax(scores, where=allowed, temperature=temperature)
-    if hard:
+    if hard and v.shape[-1]:
         one = class_ids(v, None) == row(jnp.argmax(scores, axis=-1).astype(jnp.int32))
         one = one if allowed is None else one & allowed
         y = in_place_of(y, one.astype(y.dtype))
