@@ -31,11 +31,9 @@ from jsoftmax.statistics import (
 from jsoftmax.transforms import (
     Chain,
     LogitTransform,
-    Softcap,
     Temperature,
     chain,
-    check_numbers,
-    check_transform,
+    joined_transforms,
 )
 
 
@@ -374,21 +372,6 @@ def wanted_statistics(name: str, statistics: tuple[str, ...] | None) -> frozense
     for wanted in statistics or ():
         _checks.one_of(name, "statistics", wanted, RowStats.names())
     return frozenset(RowStats.names() if statistics is None else statistics)
-
-
-def joined_transforms(
-    name: str, transform: LogitTransform | None, softcap: ArrayLike | None, shape: Shape
-) -> LogitTransform | None:
-    """The transform and the softcap after it, as one transform that fits logits of the shape."""
-    if transform is not None:
-        check_transform(name, transform)
-        check_numbers(transform, shape)
-    if softcap is None:
-        return transform
-    _checks.number(name, "softcap", softcap, lambda c: 0 < c < math.inf, "positive and finite")
-    _checks.scalar(name, "softcap", softcap)
-    cap = Softcap(softcap)
-    return cap if transform is None else chain(transform, cap)
 
 
 def with_last_temperature(

@@ -326,3 +326,18 @@ def _per_row(kind: str, field: str, value: ArrayLike, logits: Array) -> Array:
     _checks.per_row(kind, field, value, logits.shape[:-1])
     value = jnp.asarray(value, logits.dtype)
     return row(value) if value.ndim else value
+
+
+def joined_transforms(
+    name: str, transform: LogitTransform | None, softcap: ArrayLike | None, shape: Shape
+) -> LogitTransform | None:
+    """The transform and the softcap after it, as one transform that fits logits of the shape."""
+    if transform is not None:
+        check_transform(name, transform)
+        check_numbers(transform, shape)
+    if softcap is None:
+        return transform
+    _checks.number(name, "softcap", softcap, lambda c: 0 < c < math.inf, "positive and finite")
+    _checks.scalar(name, "softcap", softcap)
+    cap = Softcap(softcap)
+    return cap if transform is None else chain(transform, cap)

@@ -16,9 +16,8 @@ from jsoftmax._numerics import exponentials, row, shift, widened, without_tiny_d
 from jsoftmax._rows import masked
 from jsoftmax._typing import Array, ArrayLike, Shape
 from jsoftmax._walks import maximum, total
-from jsoftmax.dense import joined_transforms
 from jsoftmax.linear._walk import logits_of
-from jsoftmax.transforms import LogitTransform
+from jsoftmax.transforms import LogitTransform, joined_transforms
 
 # What is one number per row in the transforms of this package, where it is an array.
 _ROW_FIELDS = ("value", "cap", "scale", "margin")
