@@ -11,18 +11,19 @@ Imports nothing of this package.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+R = TypeVar("R")
 
 
-def compiled(*static: str) -> Callable[[Function], Function]:
+def compiled(*static: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Decorates a function whose arguments of these names are static, all others arrays or trees."""
 
-    def decorate(function: Function) -> Function:
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
         by_itself = jax.jit(function, static_argnames=static)
         names = list(inspect.signature(function).parameters)
         places = [names.index(name) for name in static if name in names]
@@ -31,14 +32,14 @@ def compiled(*static: str) -> Callable[[Function], Function]:
             return jax.tree.map(jnp.asarray, x)
 
         @functools.wraps(function)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
+        def wrapped(*args: Any, **kwargs: Any) -> R:
             if not _is_staged(args, kwargs):
                 return by_itself(*args, **kwargs)
             given = (x if i in places else arrays(x) for i, x in enumerate(args))
             named = {name: x if name in static else arrays(x) for name, x in kwargs.items()}
             return function(*given, **named)
 
-        return cast(Function, wrapped)
+        return wrapped
 
     return decorate
 

@@ -8,10 +8,12 @@ Imports nothing of this package.
 """
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 
@@ -57,8 +59,10 @@ def _replaced(args: Sequence[Any], places: Sequence[int], some: Sequence[Any]) -
 @functools.cache
 def _primitive() -> Any:
     """The class of the operation; made where it is needed, since older releases have no base for it."""
-    from jax.experimental import hijax
     from jax.extend.core import jaxpr_as_fun
+
+    # By name: the releases without it are supported and type-checked too.
+    hijax: Any = importlib.import_module("jax.experimental.hijax")
 
     class Recomputed(hijax.HiPrim):
         """A function as one operation; derivatives and transpose are operations of this kind."""

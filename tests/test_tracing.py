@@ -79,7 +79,7 @@ HEADS: dict[str, Callable[[Any, Any], Any]] = {
         jsoftmax.linear_cross_entropy(h, k, np.array([0, 1, 2, 4]), reduction="none")
     ),
     "linear_row_stats": lambda h, k: jnp.sum(
-        jsoftmax.linear_row_stats(h, k, np.array([0, 1, 2, 4]), statistics=("entropy",)).entropy
+        jnp.asarray(jsoftmax.linear_row_stats(h, k, np.array([0, 1, 2, 4])).entropy)
     ),
 }
 
