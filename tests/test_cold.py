@@ -41,6 +41,7 @@ LOSSES: dict[str, Loss] = {
 }
 
 
+@pytest.mark.thin(12)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("cold", COLD)
 @pytest.mark.parametrize("name", LOSSES)

@@ -280,6 +280,7 @@ OPTIONS: dict[str, tuple[Call, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_of_other_ranks_under_all_flags(name: str):
     call, inputs = OPTIONS[name]

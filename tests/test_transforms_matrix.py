@@ -209,6 +209,7 @@ def test_second_order_in_scan(outer: str, case: Case):
 SEARCHES = ("entmax", "entmax_traced", "sparsemax", "entmax_loss", "bi_tempered_logistic_loss")
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("walk", [scan, fori, mapped])
 @pytest.mark.parametrize("name", SEARCHES)
 def test_grad_of_grad_of_a_search_in_a_loop(name: str, walk: Callable[..., Any]):
@@ -223,6 +224,7 @@ def test_grad_of_grad_of_a_search_in_a_loop(name: str, walk: Callable[..., Any])
     agree(quick(lambda x: SECOND["grad(grad)"](whole, x, jnp.asarray(t)))(x), true, 5e-5)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("name", SEARCHES)
 def test_third_order_of_a_search_in_scan(name: str):
     case = named(name)
