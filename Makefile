@@ -14,6 +14,7 @@ NEWEST ?= python3.13 python3.12
 # Flags of jax 0.11 and later that users may set, and what shows whether they may.
 FLAGS = JAX_REMAT3=True JAX_CUSTOM_JVP3=True JAX_CUSTOM_VJP3=True
 FLAGGED = tests/test_autodiff.py tests/test_transforms_matrix.py tests/test_linear_memory.py
+SHORT = $(FLAGGED) tests/test_house.py -k "linear or softmax or entmax or autodiff or memory or house"
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -45,8 +46,8 @@ test-oldest: .venv-oldest/ready  ## what `make test` runs, on the oldest release
 test-newest:  ## the same on the newest releases and the newest Python found, and a part of it under jax's new flags
 	@$(call in_newest,$(PYTHON_NEWEST) $(PYTEST) $(PYTEST_ARGS) && $(FLAGS) $(PYTHON_NEWEST) $(PYTEST) $(FLAGGED) $(PYTEST_ARGS))
 
-test-newest-short:  ## derivatives, memory and the house alone, with and without those flags
-	@$(call in_newest,$(PYTHON_NEWEST) $(PYTEST) $(FLAGGED) tests/test_house.py $(PYTEST_ARGS) && $(FLAGS) $(PYTHON_NEWEST) $(PYTEST) $(FLAGGED) $(PYTEST_ARGS))
+test-newest-short:  ## derivatives of maps and linear losses, memory and the house alone, with and without those flags
+	@$(call in_newest,$(PYTHON_NEWEST) $(PYTEST) $(SHORT) $(PYTEST_ARGS) && $(FLAGS) $(PYTHON_NEWEST) $(PYTEST) $(SHORT) $(PYTEST_ARGS))
 
 lint: .venv/ready-test .venv/ready-lint  ## style, docstrings and types
 	@$(IN_VENV) -m ruff check .
